@@ -1,0 +1,1 @@
+"""MoTE for transformers."""

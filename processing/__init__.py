@@ -1,0 +1,1 @@
+"""Video and text in, tensors out."""
