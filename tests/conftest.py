@@ -1,0 +1,94 @@
+"""Shared fixtures: real video files written with PyAV, and the folder of real clips and reference outputs."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+
+# Before transformers is imported: tests never reach the Hub nor write into the user's caches.
+_HF_HOME = tempfile.TemporaryDirectory(prefix="mote-hf-home-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = _HF_HOME.name
+os.environ["HF_MODULES_CACHE"] = str(Path(_HF_HOME.name, "modules"))
+
+import av  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers already share the cores
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the real clips and the reference outputs, which is not part of the repository."""
+    folder = Path(__file__).resolve().parents[1] / ".." / "shared"
+    if not folder.is_dir():
+        pytest.skip("the real clips and reference outputs are absent: no ../shared folder beside the repository")
+    return folder.resolve()
+
+
+def distinct_frames(num_frames: int, height: int, width: int) -> np.ndarray:
+    """Frames of which no two are alike, also after lossy coding: a grey level and a moving bright bar.
+
+    Args:
+        num_frames: How many, t.
+        height: In pixels, h.
+        width: In pixels, w.
+
+    Returns:
+        uint8 array [t, h, w, 3].
+    """
+    frames = np.empty((num_frames, height, width, 3), np.uint8)
+    ramp = np.linspace(0, 60, width, dtype=np.uint8)
+    for index, frame in enumerate(frames):
+        frame[..., 0] = 40 + (index * 37) % 120
+        frame[..., 1] = 60 + ramp
+        frame[..., 2] = 200 - (index * 23) % 160
+        left = index * 5 % width
+        frame[: height // 2, left : left + max(2, width // 8)] = 255
+    return frames
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., Path]:
+    """A function that writes a real video file and returns its path.
+
+    `write_video(path, num_frames=16, size=(48, 64), fps=8, codec="libx264", gop=12, pix_fmt="yuv420p", frames=None,
+    **options)`: `size` is (height, width) in pixels; `frames` [t, h, w, 3], uint8, replaces the generated ones and
+    sets number and size; `options` go to the encoder (`bf="2"`, `crf="18"`, ...).
+    """
+
+    def write(
+        path: str | Path,
+        num_frames: int = 16,
+        size: tuple[int, int] = (48, 64),
+        fps: int | float | Fraction = 8,
+        codec: str = "libx264",
+        gop: int = 12,
+        pix_fmt: str = "yuv420p",
+        frames: Iterable[np.ndarray] | None = None,
+        **options: object,
+    ) -> Path:
+        path = Path(path)
+        images = distinct_frames(num_frames, *size) if frames is None else [np.asarray(frame) for frame in frames]
+        height, width = images[0].shape[:2]
+        encoder_options = {"g": str(gop), **{name: str(value) for name, value in options.items()}}
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(30000), options=encoder_options)
+            stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+            for image in images:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+            container.mux(stream.encode())
+        return path
+
+    return write
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that asks for the `shared` fixture, so that `-m "not shared"` leaves them all out."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.shared)
