@@ -1,0 +1,128 @@
+"""The class lists that come with the package, and the user's own label files."""
+
+import csv
+
+import pytest
+
+from processing.label_sets import LABEL_SETS, LabelSet, load_label_set, read_label_file
+
+SHARED_FILES = {
+    "kinetics400": "kinetics_400_labels.csv",
+    "ucf101": "ucf101_labels.csv",
+    "hmdb51": "hmdb51_labels.csv",
+    "kinetics600_split1": "kinetics_600_zero_shot_split1.csv",
+    "kinetics600_split2": "kinetics_600_zero_shot_split2.csv",
+    "kinetics600_split3": "kinetics_600_zero_shot_split3.csv",
+}
+SIZES = {"kinetics400": 400, "ucf101": 101, "hmdb51": 51} | {f"kinetics600_split{k}": 160 for k in (1, 2, 3)}
+# A change of a list, be it one letter or the order, changes every number measured on it: it must change here too.
+SHA256 = {
+    "kinetics400": "a8dafb93a1204d4ecfa904f943ce5ee0c62ddeeb1df71aa1f96983fca17d777e",
+    "ucf101": "bde940b5fbd4aaee86b0697dccade47ab01f2f406d9de5c623d04e9760283823",
+    "hmdb51": "34fa74047875b6e32f859d9f827c4ff49f0fb1747b602378d1cd1aa9340f2a1e",
+    "kinetics600_split1": "af31b25d446031c54b83a038439cef6d8fdb8423316cf77236ea4b3768357fe2",
+    "kinetics600_split2": "c7dd90897fb1bcde2a36803ac8e976452f4c4cd8273be471e2e15af44cdf40ce",
+    "kinetics600_split3": "08c0aa3eccfab8df040f0a07c8bade1bc29044f746f4cf9e1330662ca13d7de3",
+}
+
+
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_sizes_and_hashes(name):
+    label_set = load_label_set(name)
+    assert (label_set.name, len(label_set), label_set.sha256) == (name, SIZES[name], SHA256[name])
+
+
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_names_and_order_are_the_authors(name, shared):
+    with open(shared / "labels" / SHARED_FILES[name], newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert load_label_set(name).classes == tuple(row[-1] for row in rows)
+
+
+def test_kinetics600_splits_share_no_class_with_kinetics400_and_cover_220():
+    seen = set(load_label_set("kinetics400").classes)
+    splits = [set(load_label_set(f"kinetics600_split{k}").classes) for k in (1, 2, 3)]
+    assert all(split.isdisjoint(seen) for split in splits)
+    assert len(set.union(*splits)) <= 220
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "expected"),
+    [
+        ("ucf101", "ApplyEyeMakeup", "Apply Eye Makeup"),
+        ("ucf101", "HandStandPushups", "Handstand Pushups"),
+        ("ucf101", "YoYo", "YoYo"),
+        ("hmdb51", "brush_hair", "brush hair"),
+        ("kinetics400", "massaging_person's_head", "massaging person's head"),
+        ("kinetics400", "passing_American_football_(not_in_game)", "passing American football (not in game)"),
+    ],
+)
+def test_from_raw(name, raw, expected):
+    label_set = load_label_set(name)
+    assert label_set.from_raw(raw) == expected
+    assert label_set.classes[label_set.index(raw)] == expected
+
+
+@pytest.mark.parametrize("name", LABEL_SETS)
+def test_every_name_survives_the_spellings_of_folders(name):
+    label_set = load_label_set(name)
+    for spell in (str, lambda n: n.replace(" ", "_"), lambda n: n.replace(" ", ""), str.lower):
+        assert [label_set.index(spell(class_name)) for class_name in label_set.classes] == list(range(len(label_set)))
+
+
+def test_renamed_says_where_raw_names_differ():
+    renamed = load_label_set("ucf101").renamed(["ApplyEyeMakeup", "Archery", "YoYo", "TaiChi"])
+    assert renamed == {"ApplyEyeMakeup": "Apply Eye Makeup", "TaiChi": "Tai Chi"}
+
+
+def test_classes_of_one_raw_key_need_their_exact_names():
+    label_set = LabelSet("languages", ("C++", "C#", "Rust"))
+    assert [label_set.index(name) for name in ("C++", "C#", "rust")] == [0, 1, 2]
+    with pytest.raises(ValueError, match="Unknown label 'c'.*3 classes of languages"):
+        label_set.from_raw("c")
+
+
+def test_unknown_label_set_names_the_choices():
+    with pytest.raises(ValueError, match="Unknown label set 'kinetics'; choose one of kinetics400, ucf101"):
+        load_label_set("kinetics")
+
+
+@pytest.mark.parametrize(
+    ("file_name", "text"),
+    [
+        ("mine.txt", "flipping a pancake\nyoga, outdoors\n\narchery\n"),
+        ("mine.csv", 'id,name\n0,flipping a pancake\n1,"yoga, outdoors"\n2,archery\n'),
+        ("mine.csv", 'name\r\nflipping a pancake\r\n"yoga, outdoors"\r\narchery'),
+    ],
+)
+def test_read_label_file(tmp_path, file_name, text):
+    path = tmp_path / file_name
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())  # as spreadsheets save it
+    label_set = read_label_file(path)
+    assert (label_set.name, label_set.classes) == ("mine", ("flipping a pancake", "yoga, outdoors", "archery"))
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content", "message"),
+    [
+        ("empty.txt", b"\n \n", "empty.txt names no class"),
+        ("empty.csv", b"", "empty.csv names no class"),
+        ("header.csv", b"id,name\n", "header.csv names no class"),
+        ("twice.txt", b"yoga\nrun\nYoga\n", "twice.txt: .*'yoga' more than once"),
+        ("column.csv", b"id,label\n0,run\n", "column.csv has no column `name`"),
+        ("order.csv", b"id,name\n1,run\n0,walk\n", "order.csv: the column `id` must count"),
+        ("blank.csv", b"id,name\n0,run\n1,\n", "blank.csv: .*empty class name"),
+        ("latin.txt", "café".encode("latin-1"), "latin.txt is not UTF-8"),
+    ],
+)
+def test_bad_label_files_get_one_sentence(tmp_path, file_name, content, message):
+    path = tmp_path / file_name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        read_label_file(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_label_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.txt does not exist"):
+        read_label_file(tmp_path / "gone.txt")
