@@ -1,0 +1,199 @@
+"""Configuration of MoTE: CLIP's two towers plus a temporal Transformer whose feed-forwards are mixtures of experts."""
+
+import math
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, GenerationConfig, PreTrainedConfig
+
+# Keys that transformers itself writes into, or accepts for, any config without declaring them as fields.
+_TRANSFORMERS_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "text_config_dict",
+    "torch_dtype",
+    "vision_config_dict",
+}
+
+
+class _CheckedConfig(PreTrainedConfig):
+    """A config that refuses keys it has no field for, where transformers would keep them and hide a typo."""
+
+    @classmethod
+    def _knows(cls, key: str) -> bool:
+        return (
+            key.startswith("_")
+            or key in _TRANSFORMERS_KEYS
+            or key in {field.name for field in fields(cls)}
+            or key in GenerationConfig._get_default_generation_params()
+        )
+
+    def __post_init__(self, **kwargs):
+        unknown = sorted(key for key in kwargs if not self._knows(key))
+        if unknown:
+            inherited = {field.name for field in fields(PreTrainedConfig)}
+            own = ", ".join(field.name for field in fields(self) if field.name not in inherited)
+            raise ValueError(f"{type(self).__name__} has no field {', '.join(unknown)}; its fields are {own}.")
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and what transformers keeps beside them: whatever is saved can be loaded."""
+        return {key: value for key, value in super().to_dict().items() if self._knows(key)}
+
+
+@strict
+class MoTETemporalConfig(_CheckedConfig):
+    r"""
+    Configuration of the temporal Transformer `h` (the paper's section 3.1; sizes of ViT-B/16 by default).
+
+    Args:
+        hidden_size: width d; always CLIP's `projection_dim`.
+        intermediate_size: width of each expert's hidden layer, 4 d in the paper.
+        num_hidden_layers: temporal layers L: 4 for ViT-B/16, 6 for ViT-L/14.
+        num_attention_heads: heads of the attention over frames.
+        num_experts: experts E in each layer; 1 where `experts_merged`.
+        max_frames: rows of the learned frame-position table.
+        hidden_act: activation of the experts.
+        layer_norm_eps: epsilon of the temporal layer norms (CLIP's towers keep 1e-5).
+        attention_dropout: dropout on attention weights; the paper uses none.
+        initializer_range: standard deviation of every matrix but the attention's q, k, v.
+        initializer_factor: unused by the temporal layers; CLIP's weight initialisation reads it on every sub-config.
+        experts_merged: whether the experts were folded into one feed-forward (`merge_experts()`).
+    """
+
+    model_type = "mote_temporal_model"
+    base_config_key = "temporal_config"
+
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 8
+    num_experts: int = 4
+    max_frames: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-12
+    attention_dropout: int | float = 0.0
+    initializer_range: float = 0.02
+    initializer_factor: float = 1.0
+    experts_merged: bool = False
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_experts", "max_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"temporal_config.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_hidden_layers < 0:
+            raise ValueError(f"temporal_config.num_hidden_layers must not be negative, got {self.num_hidden_layers}.")
+        if self.hidden_size % self.num_attention_heads != 0:
+            raise ValueError(
+                f"temporal_config.hidden_size ({self.hidden_size}) is not a multiple of "
+                f"temporal_config.num_attention_heads ({self.num_attention_heads})."
+            )
+        if self.experts_merged and self.num_experts != 1:
+            raise ValueError(f"temporal_config.num_experts must be 1 once merged, got {self.num_experts}.")
+
+
+@strict
+class MoTEConfig(_CheckedConfig, CLIPConfig):
+    r"""
+    Configuration of [`MoTEModel`] and [`MoTEForVideoClassification`]: [`CLIPConfig`] with a `temporal_config`.
+
+    From a bare CLIP config the temporal one is derived: width = `projection_dim`, heads = text width / 64 (at least 1), 6 layers
+    where the width is 768 or more, else 4. A partial `temporal_config` overrides what it names.
+
+    Args:
+        temporal_config: a [`MoTETemporalConfig`] or a dictionary of its fields.
+        num_frames: frames t that the model was trained with; the video processor samples as many.
+        modulation_top_k: class features looked up on either side by temporal feature modulation (K in the paper's Eq. 11).
+        modulation_temperature: its temperature gamma (Eq. 11).
+        merging_loss_weight: weight lambda of the merged pass' cross-entropy (Eq. 10).
+        mse_loss_weight: weight eta of the mean squared error between merged video tokens and frame features (Eq. 10).
+        merge_temperatures: temperatures tau that a training step draws from (Eq. 7); infinity is spelled `"inf"`, which JSON can hold.
+        label_smoothing: label smoothing of both cross-entropies.
+        training_classes_set: whether `seen_classes.weight` holds the text features of the classes in `id2label`;
+            written by `set_training_classes`.
+
+    Raises:
+        ValueError: for an unknown key, or a value the model can't be built with.
+    """
+
+    model_type = "mote"
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "video_embeds", "modulation", "temporal_model_output"]
+    sub_configs_defaults = {
+        "vision_config": CLIPVisionConfig,
+        "text_config": CLIPTextConfig,
+        "temporal_config": MoTETemporalConfig,
+    }
+
+    temporal_config: dict | PreTrainedConfig | None = None
+    num_frames: int = 8
+    modulation_top_k: int = 5
+    modulation_temperature: int | float = 0.05
+    merging_loss_weight: int | float = 0.5
+    mse_loss_weight: int | float = 0.1
+    merge_temperatures: list | tuple = (-9.6, -4.8, -2.4, -1.2, -0.6, 0.6, 1.2, 2.4, 4.8, 9.6, "inf")
+    label_smoothing: int | float = 0.0
+    training_classes_set: bool = False
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """Reads `config.json`; that of a bare CLIP checkpoint becomes the start of a MoTE config."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == CLIPConfig.model_type:
+            config_dict = {key: value for key, value in config_dict.items() if cls._knows(key)}
+            config_dict.pop("architectures", None)
+            config_dict.pop("auto_map", None)
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
+
+    def __post_init__(self, **kwargs):
+        self.merge_temperatures = ["inf" if tau in ("inf", math.inf) else tau for tau in self.merge_temperatures]
+        if not isinstance(self.temporal_config, PreTrainedConfig):
+            # text_config is still what the caller gave; CLIPConfig turns it into a CLIPTextConfig below.
+            text_config = self.text_config or kwargs.get("text_config_dict") or {}
+            text_config = text_config.to_dict() if isinstance(text_config, PreTrainedConfig) else text_config
+            text_width = text_config.get("hidden_size", CLIPTextConfig.hidden_size)
+            width = self.projection_dim
+            derived = {
+                "hidden_size": width,
+                "intermediate_size": 4 * width,
+                "num_hidden_layers": 6 if width >= 768 else 4,
+                "num_attention_heads": max(1, text_width // 64),
+            }
+            self.temporal_config = MoTETemporalConfig(**{**derived, **(self.temporal_config or {})})
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        temporal = self.temporal_config
+        if temporal.hidden_size != self.projection_dim:
+            raise ValueError(
+                f"temporal_config.hidden_size ({temporal.hidden_size}) must equal projection_dim ({self.projection_dim}): "
+                "the temporal layers read CLIP's projected frame features."
+            )
+        if not 1 <= self.num_frames <= temporal.max_frames:
+            raise ValueError(
+                f"num_frames must be between 1 and temporal_config.max_frames ({temporal.max_frames}), got {self.num_frames}."
+            )
+        if self.modulation_top_k < 1:
+            raise ValueError(f"modulation_top_k must be at least 1, got {self.modulation_top_k}.")
+        if not self.modulation_temperature > 0:
+            raise ValueError(f"modulation_temperature must be positive, got {self.modulation_temperature}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
+        valid = [tau == "inf" or (isinstance(tau, (int, float)) and math.isfinite(tau) and tau != 0) for tau in self.merge_temperatures]
+        if not valid or not all(valid):
+            raise ValueError(
+                f'merge_temperatures must hold finite numbers other than 0, or "inf", and at least one: got {self.merge_temperatures}.'
+            )
+
+
+__all__ = ["MoTEConfig", "MoTETemporalConfig"]

@@ -1,0 +1,821 @@
+"""MoTE (arXiv 2410.10589): CLIP, and a small temporal Transformer whose feed-forwards are mixtures of temporal experts.
+
+Shapes, throughout: b videos, v views, t frames, c candidate classes, n training classes, d = `projection_dim`, L temporal layers,
+E experts. A `mixture` is a tensor [L, E]: how much of each expert a layer is made of. Everything the method does is a choice of it.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.clip.modeling_clip import (
+    CLIPMLP,
+    CLIPAttention,
+    CLIPPreTrainedModel,
+    image_text_contrastive_loss,
+)
+from transformers.utils import ModelOutput, is_torchdynamo_compiling, logging
+from transformers.utils.generic import can_return_tuple, maybe_autocast
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_mote import MoTEConfig, MoTETemporalConfig
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class MoTEVideoFeatures(BaseModelOutputWithPooling):
+    """Video features.
+
+    Args:
+        last_hidden_state: video tokens z = rho h(e + pos) + e, [b, t, d] or [b, v, t, d].
+        pooler_output: their mean over frames, not normalised, [b, d] or [b, v, d].
+        hidden_states, attentions: the image tower's, a frame a row, where asked for.
+        modulation: rho, float32, [b] or [b, v].
+        frame_embeds: CLIP's frame features e, not normalised, as `last_hidden_state`.
+        vision_model_output: output of the image tower; None where `frame_embeds` were given.
+        temporal_model_output: output of the temporal Transformer, [b, t, d] or [b·v, t, d].
+    """
+
+    modulation: torch.Tensor | None = None
+    frame_embeds: torch.Tensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    temporal_model_output: BaseModelOutput | None = None
+
+
+@dataclass
+class MoTEOutput(ModelOutput):
+    """Output of [`MoTEModel`].
+
+    Args:
+        loss: contrastive loss of b videos and their b texts, where `return_loss`, [].
+        logits_per_video: exp(logit_scale) · cosine, averaged over views, [b, c].
+        logits_per_text: its transpose, [c, b].
+        text_embeds: L2-normalised class features, [c, d].
+        video_embeds: L2-normalised video features, [b, d] or [b, v, d].
+        modulation: rho, float32, [b] or [b, v].
+        text_model_output, vision_model_output, temporal_model_output: the towers' own outputs.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_video: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    video_embeds: torch.Tensor | None = None
+    modulation: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    temporal_model_output: BaseModelOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+@dataclass
+class MoTEVideoClassifierOutput(ModelOutput):
+    """Output of [`MoTEForVideoClassification`].
+
+    Args:
+        loss: the training loss (Eq. 10) in training mode, plain cross-entropy in evaluation, where `labels` are given, [].
+        logits: exp(logit_scale) · cosine to the classes, averaged over views, [b, n] or [b, c]; in training, of the routed pass.
+        hidden_states, attentions: the image tower's, a frame a row, where asked for.
+        video_embeds: L2-normalised video features, [b, d] or [b, v, d].
+        modulation: rho, float32, [b] or [b, v].
+        temporal_model_output: output of the temporal Transformer (of the routed pass).
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    video_embeds: torch.Tensor | None = None
+    modulation: torch.Tensor | None = None
+    temporal_model_output: BaseModelOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+def temporal_feature_modulation(
+    frame_embeds: torch.Tensor,
+    class_embeds: torch.Tensor,
+    training_class_embeds: torch.Tensor,
+    top_k: int = 5,
+    temperature: float = 0.05,
+) -> torch.Tensor:
+    """How much of the temporal branch a video keeps under a candidate list (the paper's Eq. 11).
+
+    The candidate classes nearest to the video are compared with the training classes nearest to it: the further apart, the less the
+    temporal layers, which only ever saw the training classes, are trusted.
+
+    Args:
+        frame_embeds: frame features, [..., t, d].
+        class_embeds: L2-normalised candidate class features, [c, d].
+        training_class_embeds: L2-normalised training class features, [n, d].
+        top_k: neighbours on either side; fewer where there are fewer classes.
+        temperature: gamma; a mean similarity m gives rho = exp(-(1 - m) / gamma).
+
+    Returns:
+        rho in float32, [...].
+    """
+    with maybe_autocast(frame_embeds.device.type, enabled=False):
+        video = F.normalize(frame_embeds.float().mean(-2), dim=-1)
+        candidates, seen = class_embeds.float(), training_class_embeds.float()
+        near_candidates = (video @ candidates.T).topk(min(top_k, len(candidates)), dim=-1).indices
+        near_seen = (video @ seen.T).topk(min(top_k, len(seen)), dim=-1).indices
+        similarity = candidates[near_candidates] @ seen[near_seen].transpose(-1, -2)  # [..., k candidates, k training]
+        closeness = similarity.amax(-1).mean(-1)
+        return torch.exp(-(1.0 - closeness) / temperature)
+
+
+class MoTEExperts(nn.Module):
+    """The feed-forwards of one layer: E experts d → 4d → d as stacked parameters, mixed in weight space before they are applied."""
+
+    def __init__(self, config: MoTETemporalConfig):
+        super().__init__()
+        e, width, hidden = config.num_experts, config.hidden_size, config.intermediate_size
+        self.up_proj = nn.Parameter(torch.empty(e, hidden, width))
+        self.up_proj_bias = nn.Parameter(torch.empty(e, hidden))
+        self.down_proj = nn.Parameter(torch.empty(e, width, hidden))
+        self.down_proj_bias = nn.Parameter(torch.empty(e, width))
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self._uniform: tuple[Any, list[torch.Tensor]] | None = None  # (key, merged weights): see uniform_weights
+
+    def weights(self) -> list[torch.Tensor]:
+        return [self.up_proj, self.up_proj_bias, self.down_proj, self.down_proj_bias]
+
+    def merge(self, mixture: torch.Tensor) -> list[torch.Tensor]:
+        """One feed-forward's weights: the experts' sum weighted by `mixture` [E], in float32 (Eq. 6 and 7)."""
+        with maybe_autocast(self.up_proj.device.type, enabled=False):
+            merged = []
+            for weight in self.weights():
+                shares = mixture.float().view(-1, *[1] * (weight.dim() - 1))
+                merged.append((shares * weight.float()).sum(0).to(weight.dtype))
+            return merged
+
+    def uniform_weights(self) -> list[torch.Tensor]:
+        """The uniform merge of inference (Eq. 6): computed once, and again only after a weight changed."""
+        weights = self.weights()
+        uniform = weights[0].new_full((len(weights[0]),), 1 / len(weights[0]), dtype=torch.float32)
+        # A cached merge must not outlive its weights: autograd, graphs and weights computed on access (adapters) get a new one.
+        if (
+            self.training
+            or torch.is_grad_enabled()
+            or is_torchdynamo_compiling()
+            or torch.compiler.is_exporting()
+            or nn.utils.parametrize.is_parametrized(self)
+            or any(weight.is_inference() for weight in weights)
+        ):
+            return self.merge(uniform)
+        key = [(weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights]
+        if self._uniform is None or self._uniform[0] != key:
+            self._uniform = (key, self.merge(uniform))
+        return self._uniform[1]
+
+    def forward(self, hidden_states: torch.Tensor, mixture: torch.Tensor | None = None) -> torch.Tensor:
+        up, up_bias, down, down_bias = self.uniform_weights() if mixture is None else self.merge(mixture)
+        return F.linear(self.activation_fn(F.linear(hidden_states, up, up_bias)), down, down_bias)
+
+    def train(self, mode: bool = True):
+        self._uniform = None
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs):
+        self._uniform = None
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._uniform = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_uniform": None}  # deepcopy and pickle
+
+
+class MoTETemporalLayer(GradientCheckpointingLayer):
+    """Pre-norm Transformer layer over frames: shared attention, then the mixture of experts."""
+
+    def __init__(self, config: MoTETemporalConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = CLIPAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = CLIPMLP(config) if config.experts_merged else MoTEExperts(config)
+
+    def forward(self, hidden_states: torch.Tensor, mixture: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        attended, _ = self.self_attn(self.layer_norm1(hidden_states), **kwargs)
+        hidden_states = hidden_states + attended
+        normed = self.layer_norm2(hidden_states)
+        mixed = self.mlp(normed, mixture) if isinstance(self.mlp, MoTEExperts) else self.mlp(normed)
+        return hidden_states + mixed
+
+
+class MoTEPreTrainedModel(CLIPPreTrainedModel):
+    """Weight initialisation, saving and loading that every MoTE model shares."""
+
+    config: MoTEConfig
+    base_model_prefix = "mote"
+    input_modalities = ("video", "text")
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer divides it by its accumulation steps
+    _can_compile_fullgraph = True
+    _no_split_modules = [*CLIPPreTrainedModel._no_split_modules, "MoTETemporalLayer"]
+    _keep_in_fp32_modules_strict = ["seen_classes"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, MoTETemporalLayer):
+            # Redraws what CLIP's rule drew for the attention just before; q, k, v as one Xavier-uniform [3d, d] matrix.
+            std, attention = module.self_attn.config.initializer_range, module.self_attn
+            bound = math.sqrt(6 / (4 * attention.embed_dim))
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                init.uniform_(projection.weight, -bound, bound)
+                init.zeros_(projection.bias)
+            init.normal_(attention.out_proj.weight, std=std)
+            init.zeros_(attention.out_proj.bias)
+            if isinstance(module.mlp, CLIPMLP):
+                for linear in (module.mlp.fc1, module.mlp.fc2):
+                    init.normal_(linear.weight, std=std)
+                    init.zeros_(linear.bias)
+        elif isinstance(module, MoTEExperts):
+            std = self.config.initializer_range
+            for weight, bias in ((module.up_proj, module.up_proj_bias), (module.down_proj, module.down_proj_bias)):
+                init.normal_(weight, std=std)
+                init.zeros_(bias)
+        elif isinstance(module, MoTETemporalModel):
+            init.normal_(module.position_embedding.weight, std=self.config.initializer_range)
+        elif isinstance(module, MoTESeenClasses):
+            init.copy_(module.weight, module.initial_rows(*module.weight.shape))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As [`PreTrainedModel.from_pretrained`]; a bare CLIP checkpoint gives a model whose temporal part alone is new."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        not_loaded = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+        if "seen_classes.weight" in not_loaded:
+            model.config.training_classes_set = False
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As [`PreTrainedModel.save_pretrained`], with the whole `auto_map`: one folder serves every Auto class."""
+        if isinstance(self.config, MoTEConfig) and self._auto_class is not None:
+            self.config.auto_map = {
+                "AutoConfig": "configuration_mote.MoTEConfig",
+                "AutoModel": "modeling_mote.MoTEModel",
+                "AutoModelForVideoClassification": "modeling_mote.MoTEForVideoClassification",
+            }
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class MoTETemporalModel(MoTEPreTrainedModel):
+    """The temporal Transformer h: frame positions are added to its input, its layers' feed-forwards are mixtures of experts."""
+
+    config: MoTETemporalConfig
+    main_input_name = "frame_embeds"
+    input_modalities = ("video",)
+    _can_record_outputs = {"hidden_states": MoTETemporalLayer, "attentions": CLIPAttention}
+
+    def __init__(self, config: MoTETemporalConfig):
+        super().__init__(config)
+        self.position_embedding = nn.Embedding(config.max_frames, config.hidden_size)
+        self.layers = nn.ModuleList([MoTETemporalLayer(config) for _ in range(config.num_hidden_layers)])
+        self.post_init()
+
+    def draw_routing(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Multinomial routing (the paper's section 3.2): one expert a layer, expert i of 1…E with probability ∝ exp(i).
+
+        Returns:
+            one-hot mixture, float32 on the CPU generator's device, [L, E].
+        """
+        layers, experts = len(self.layers), self.config.num_experts
+        odds = torch.softmax(torch.arange(1, experts + 1, dtype=torch.float32, device=_device_of(generator)), dim=0)
+        chosen = torch.multinomial(odds.expand(max(layers, 1), -1), 1, generator=generator)[:layers]
+        return torch.zeros(layers, experts, device=chosen.device).scatter(1, chosen, 1.0)
+
+    def draw_merging(
+        self, temperatures: Sequence[float | str], generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Weight Merging Regularization (Eq. 7): a temperature a layer, drawn uniformly; the mixture is softmax(i / tau).
+
+        Args:
+            temperatures: values tau to draw from; `"inf"` gives the uniform merge.
+            generator: source of the draw; PyTorch's own where None.
+
+        Returns:
+            mixture, float32, [L, E].
+        """
+        device = _device_of(generator)
+        choices = torch.stack([merging_weights(self.config.num_experts, tau) for tau in temperatures]).to(device)
+        return choices[torch.randint(len(choices), (len(self.layers),), generator=generator, device=device)]
+
+    def positions(self, num_frames: int, trained_frames: int | None = None) -> torch.Tensor:
+        """Rows of the position table for t frames, [t, d]; resampled linearly from the first `trained_frames` where given."""
+        table = self.position_embedding.weight
+        if trained_frames is not None and num_frames != trained_frames:
+            rows = F.interpolate(
+                table[:trained_frames].T[None].float(), size=num_frames, mode="linear", align_corners=True
+            )
+            return rows[0].T.to(table.dtype)
+        if num_frames > len(table):
+            raise ValueError(
+                f"{num_frames} frames, but the temporal layers have positions for {len(table)} (temporal_config.max_frames): "
+                "sample fewer, or pass interpolate_frame_positions=True."
+            )
+        return table[:num_frames]
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        frame_embeds: torch.Tensor,
+        mixture: torch.Tensor | None = None,
+        trained_frames: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """Mix frames over time.
+
+        Args:
+            frame_embeds: frame features, [b, t, d].
+            mixture: how much of each expert every layer uses, [L, E]; None is the uniform merge.
+            trained_frames: resample the positions of that many frames to t; None takes the first t rows.
+
+        Returns:
+            `last_hidden_state` h(e + pos), [b, t, d].
+
+        Raises:
+            ValueError: if t exceeds `config.max_frames` without resampling, or `mixture` has another shape or can't apply.
+        """
+        if mixture is not None:
+            shape = (len(self.layers), self.config.num_experts)
+            if self.config.experts_merged:
+                raise ValueError("The experts of this model were merged: it has no mixture to choose.")
+            if tuple(mixture.shape) != shape:
+                raise ValueError(f"mixture must be [layers, experts] = {list(shape)}, got {list(mixture.shape)}.")
+            mixture = mixture.to(frame_embeds.device)
+        positions = self.positions(frame_embeds.shape[-2], trained_frames)
+        hidden_states = frame_embeds + positions.to(frame_embeds.dtype)
+        for index, layer in enumerate(self.layers):
+            hidden_states = layer(hidden_states, None if mixture is None else mixture[index], **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+def _device_of(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def merging_weights(num_experts: int, temperature: float | str) -> torch.Tensor:
+    """softmax(i / tau) over experts i = 1…E (Eq. 7): [E], float32. Positive tau leans to late experts, negative to early ones."""
+    temperature = float(temperature)
+    if temperature == 0 or math.isnan(temperature):
+        raise ValueError(f"temperature must be a number other than 0, or infinity for the uniform merge; got {temperature}.")
+    return torch.softmax(torch.arange(1, num_experts + 1, dtype=torch.float32) / temperature, dim=0)
+
+
+class MoTESeenClasses(nn.Module):
+    """Text features of the training classes, [n, d]: the closed-set classifier and the reference of modulation; never trained."""
+
+    weight: torch.Tensor
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.register_buffer("weight", self.initial_rows(num_classes, width))
+
+    @staticmethod
+    def initial_rows(num_classes: int, width: int) -> torch.Tensor:
+        """Unit vectors that stand in until `set_training_classes`: never scored, and the same on every machine."""
+        return F.one_hot(torch.arange(num_classes) % width, width).float()
+
+    def _apply(self, fn, recurse=True):
+        # .half() and .to(bfloat16) move the features but keep them float32, as modulation needs them.
+        kept = self.weight
+        super()._apply(fn, recurse)
+        if self.weight.dtype != torch.float32:
+            self.weight = kept.to(self.weight.device)
+        return self
+
+
+class MoTEModel(MoTEPreTrainedModel, CLIPModel):
+    """CLIP with MoTE's temporal layers: features of videos and of text, and their similarity.
+
+    A bare CLIP checkpoint loads as it is (`MoTEModel.from_pretrained("openai/clip-vit-base-patch16")`): only `temporal_model.*` is new.
+    """
+
+    main_input_name = "input_ids"
+
+    def __init__(self, config: MoTEConfig):
+        config.validate_architecture()  # a field set after construction was not checked yet
+        super().__init__(config)
+        self.temporal_model = MoTETemporalModel._from_config(config.temporal_config)
+        self.seen_classes = MoTESeenClasses(config.num_labels, config.projection_dim)
+        self.post_init()
+
+    def draw_mixtures(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws the two mixtures of a training step: the routed pass' and the merged pass'.
+
+        Args:
+            generator: source of both draws; PyTorch's own where None.
+
+        Returns:
+            `mixture` and `merge_mixture`, float32, each [L, E].
+        """
+        routing = self.temporal_model.draw_routing(generator)
+        return routing, self.temporal_model.draw_merging(self.config.merge_temperatures, generator)
+
+    @can_return_tuple
+    def get_frame_features(
+        self, pixel_values_videos: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """CLIP's projected image features of every frame.
+
+        Args:
+            pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
+            interpolate_pos_encoding: whether to resample the image tower's positions to frames of another size.
+
+        Returns:
+            `pooler_output` e, not normalised, [b, t, d] or [b, v, t, d]; the image tower's states, a frame a row.
+        """
+        if pixel_values_videos.dim() not in (5, 6):
+            raise ValueError(
+                "pixel_values_videos must be [videos, frames, channels, height, width], or with views after videos, "
+                f"got {list(pixel_values_videos.shape)}."
+            )
+        leading = pixel_values_videos.shape[:-3]
+        outputs = self.get_image_features(
+            pixel_values=pixel_values_videos.flatten(0, -4),
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **{**kwargs, "return_dict": True},
+        )
+        outputs.pooler_output = outputs.pooler_output.unflatten(0, leading)
+        return outputs
+
+    @can_return_tuple
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        class_embeds: torch.Tensor | None = None,
+        frame_embeds: torch.Tensor | None = None,
+        mixture: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        interpolate_frame_positions: bool = False,
+        **kwargs,
+    ) -> MoTEVideoFeatures:
+        """Features of videos.
+
+        They depend on the candidate classes through temporal feature modulation (Eq. 11). Without `class_embeds` rho is 1 and the
+        features depend on the video alone, which is what search and clustering need.
+
+        Args:
+            pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
+            class_embeds: L2-normalised candidate class features to modulate for, [c, d].
+            frame_embeds: frame features to use in place of `pixel_values_videos`, [b, t, d] or [b, v, t, d].
+            mixture: how much of each expert every temporal layer uses, [L, E]; None is the uniform merge.
+            interpolate_pos_encoding: whether to resample the image tower's positions to frames of another size.
+            interpolate_frame_positions: whether to resample the positions of `config.num_frames` frames to t.
+
+        Returns:
+            [`MoTEVideoFeatures`]: tokens, their mean (not normalised), rho, frame features.
+
+        Raises:
+            ValueError: for inputs of a wrong shape, or more frames than positions.
+        """
+        vision = None
+        if frame_embeds is None:
+            if pixel_values_videos is None:
+                raise ValueError("Pass pixel_values_videos, or frame_embeds computed by get_frame_features.")
+            vision = self.get_frame_features(
+                pixel_values_videos, interpolate_pos_encoding, **{**kwargs, "return_dict": True}
+            )
+            frame_embeds = vision.pooler_output
+        self._check_frames(frame_embeds, interpolate_frame_positions)
+        temporal = self.temporal_model(
+            frame_embeds.flatten(0, -3),
+            mixture=mixture,
+            trained_frames=self.config.num_frames if interpolate_frame_positions else None,
+            **{**kwargs, "return_dict": True},
+        )
+        moved = temporal.last_hidden_state.unflatten(0, frame_embeds.shape[:-2])
+        if class_embeds is not None and self.config.training_classes_set:
+            modulation = temporal_feature_modulation(
+                frame_embeds,
+                class_embeds,
+                self.seen_classes.weight,
+                self.config.modulation_top_k,
+                self.config.modulation_temperature,
+            )
+            moved = (modulation[..., None, None] * moved.float()).to(moved.dtype)
+        else:
+            modulation = frame_embeds.new_ones(frame_embeds.shape[:-2], dtype=torch.float32)
+        tokens = moved + frame_embeds
+        return MoTEVideoFeatures(
+            last_hidden_state=tokens,
+            pooler_output=tokens.mean(-2),
+            hidden_states=None if vision is None else vision.hidden_states,
+            attentions=None if vision is None else vision.attentions,
+            modulation=modulation,
+            frame_embeds=frame_embeds,
+            vision_model_output=vision,
+            temporal_model_output=temporal,
+        )
+
+    def _check_frames(self, frame_embeds: torch.Tensor, interpolate_frame_positions: bool) -> None:
+        if frame_embeds.dim() not in (3, 4) or frame_embeds.shape[-1] != self.config.projection_dim:
+            raise ValueError(
+                f"frame_embeds must be [videos, frames, {self.config.projection_dim}], or with views after videos, "
+                f"got {list(frame_embeds.shape)}."
+            )
+        frames, trained = frame_embeds.shape[-2], self.config.num_frames
+        if interpolate_frame_positions or is_torchdynamo_compiling():
+            return
+        if trained < frames <= self.config.temporal_config.max_frames:
+            logger.warning_once(
+                f"{frames} frames, but the model was trained on {trained} (config.num_frames): the positions beyond were never "
+                "trained. Pass interpolate_frame_positions=True to resample the trained ones."
+            )
+
+    def _class_features(self, class_embeds: torch.Tensor) -> torch.Tensor:
+        """Checks and L2-normalises what a caller passed as class features, [c, d], in float32."""
+        if class_embeds.dim() != 2 or class_embeds.shape[-1] != self.config.projection_dim or len(class_embeds) == 0:
+            raise ValueError(
+                f"class_embeds must be [classes, {self.config.projection_dim}] with at least one class, "
+                f"got {list(class_embeds.shape)}."
+            )
+        return F.normalize(class_embeds.to(self.logit_scale.device, torch.float32), dim=-1)
+
+    def _cosines(self, pooled: torch.Tensor, class_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised video features as `pooled`, and their cosines to the classes averaged over views, [b, c]; in float32."""
+        with maybe_autocast(pooled.device.type, enabled=False):
+            video_embeds = F.normalize(pooled.float(), dim=-1)
+            cosines = video_embeds @ class_embeds.float().T
+            return video_embeds, cosines if cosines.dim() == 2 else cosines.mean(1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        class_embeds: torch.Tensor | None = None,
+        frame_embeds: torch.Tensor | None = None,
+        mixture: torch.Tensor | None = None,
+        interpolate_frame_positions: bool = False,
+        **kwargs,
+    ) -> MoTEOutput:
+        """Similarity of videos to texts, or to class features computed once.
+
+        In evaluation the temporal branch is modulated for these candidates, if training classes were set and no loss is asked for: a
+        video's features then depend on the candidate list.
+
+        Args:
+            input_ids: tokens of c texts, [c, length]; or pass `class_embeds`.
+            pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
+            attention_mask, position_ids: of the tokens, [c, length].
+            return_loss: whether to return CLIP's contrastive loss; text i then belongs to video i.
+            interpolate_pos_encoding: whether to resample the image tower's positions to frames of another size.
+            class_embeds: class features, [c, d] (normalised here), in place of `input_ids`.
+            frame_embeds: frame features, [b, t, d] or [b, v, t, d], in place of `pixel_values_videos`.
+            mixture: how much of each expert every temporal layer uses, [L, E]; drawn in training, uniform in evaluation where None.
+            interpolate_frame_positions: whether to resample the positions of `config.num_frames` frames to t.
+
+        Returns:
+            [`MoTEOutput`].
+
+        Raises:
+            ValueError: where both or neither of `input_ids` and `class_embeds` are given, or a shape is wrong.
+        """
+        if (input_ids is None) == (class_embeds is None):
+            raise ValueError("Pass either input_ids (texts) or class_embeds (features of classes).")
+        kwargs["return_dict"] = True
+        text_outputs = None
+        if class_embeds is None:
+            text_outputs = self.get_text_features(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+            )
+            class_embeds = text_outputs.pooler_output
+        class_embeds = self._class_features(class_embeds)
+        if mixture is None and self.training and not self.config.temporal_config.experts_merged:
+            mixture = self.temporal_model.draw_routing()
+        video = self.get_video_features(
+            pixel_values_videos,
+            class_embeds=None if self.training or return_loss else class_embeds,
+            frame_embeds=frame_embeds,
+            mixture=mixture,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            interpolate_frame_positions=interpolate_frame_positions,
+            **kwargs,
+        )
+        video_embeds, cosines = self._cosines(video.pooler_output, class_embeds)
+        logits_per_video = self.logit_scale.exp().float() * cosines
+        loss = None
+        if return_loss:
+            if len(class_embeds) != len(logits_per_video):
+                raise ValueError(
+                    f"return_loss pairs text i with video i, but there are {len(class_embeds)} texts and "
+                    f"{len(logits_per_video)} videos."
+                )
+            loss = image_text_contrastive_loss(logits_per_video.T)
+        return MoTEOutput(
+            loss=loss,
+            logits_per_video=logits_per_video,
+            logits_per_text=logits_per_video.T,
+            text_embeds=class_embeds,
+            video_embeds=video_embeds,
+            modulation=video.modulation,
+            text_model_output=text_outputs,
+            vision_model_output=video.vision_model_output,
+            temporal_model_output=video.temporal_model_output,
+        )
+
+    @torch.no_grad()
+    def set_training_classes(self, names: Sequence[str], embeds: torch.Tensor) -> None:
+        """Makes `names` the training classes: the classifier's rows, modulation's reference, and `id2label` of the checkpoint.
+
+        Also how a finished MoTE is fine-tuned on new classes.
+
+        Args:
+            names: n class names, distinct.
+            embeds: their text features (see `processing.encode_classes`), [n, d]; stored L2-normalised in float32.
+
+        Raises:
+            ValueError: for no name, an empty or repeated one, or features of another shape, not finite or zero.
+        """
+        names = list(names)
+        if not names or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError("names must hold at least one class name, and no empty one.")
+        if len(set(names)) != len(names):
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"names holds {repeated!r} more than once; each training class needs its own name.")
+        expected = (len(names), self.config.projection_dim)
+        if tuple(embeds.shape) != expected:
+            raise ValueError(f"embeds must be [names, projection_dim] = {list(expected)}, got {list(embeds.shape)}.")
+        rows = embeds.detach().to(self.seen_classes.weight.device, torch.float32)
+        if not torch.isfinite(rows).all() or (rows.norm(dim=-1) == 0).any():
+            raise ValueError("embeds must be finite, and no row may be zero.")
+        self.seen_classes.weight = F.normalize(rows, dim=-1)
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: index for index, name in enumerate(names)}
+        self.config.training_classes_set = True
+
+    @torch.no_grad()
+    def merge_experts(
+        self,
+        temperature: float | str | None = None,
+        weights: torch.Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
+    ) -> "MoTEModel":
+        """Folds the experts of every layer into one feed-forward, in place: smaller, and the same scores as that mixture.
+
+        The choice is a dial between general and specialised: uniform (the paper's), a temperature (Eq. 7), or any weights.
+
+        Args:
+            temperature: tau of softmax(i / tau), the same in every layer.
+            weights: share of each expert, [E] for every layer or [L, E]; used as they are, not normalised.
+
+        Returns:
+            the model itself.
+
+        Raises:
+            ValueError: if the experts were merged before, both arguments are given, or the weights don't fit.
+        """
+        temporal, config = self.temporal_model, self.config.temporal_config
+        if config.experts_merged:
+            raise ValueError("The experts of this model were merged already.")
+        if temperature is not None and weights is not None:
+            raise ValueError("Pass temperature or weights, not both.")
+        if weights is None:
+            weights = merging_weights(config.num_experts, "inf" if temperature is None else temperature)
+        mixture = torch.as_tensor(weights, dtype=torch.float32)
+        layers = len(temporal.layers)
+        if mixture.shape not in ((config.num_experts,), (layers, config.num_experts)) or not mixture.isfinite().all():
+            raise ValueError(
+                f"weights must be finite, [{config.num_experts}] or [{layers}, {config.num_experts}]; got {list(mixture.shape)}."
+            )
+        config.experts_merged, config.num_experts = True, 1
+        for layer, shares in zip(temporal.layers, mixture.expand(layers, -1), strict=True):
+            up, up_bias, down, down_bias = layer.mlp.merge(shares.to(layer.mlp.up_proj.device))
+            merged = CLIPMLP(config).to(up.device, up.dtype).train(layer.mlp.training)
+            merged.fc1.weight, merged.fc1.bias = nn.Parameter(up), nn.Parameter(up_bias)
+            merged.fc2.weight, merged.fc2.bias = nn.Parameter(down), nn.Parameter(down_bias)
+            layer.mlp = merged
+        return self
+
+
+class MoTEForVideoClassification(MoTEModel):
+    """MoTE as a video classifier over its training classes, or over any classes whose features are passed."""
+
+    main_input_name = "pixel_values_videos"
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        class_embeds: torch.Tensor | None = None,
+        frame_embeds: torch.Tensor | None = None,
+        mixture: torch.Tensor | None = None,
+        merge_mixture: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        interpolate_frame_positions: bool = False,
+        **kwargs,
+    ) -> MoTEVideoClassifierOutput:
+        """Scores of videos over classes, and the loss where `labels` are given.
+
+        In training the frames are encoded once and the temporal layers run twice: routed to one expert a layer, and merged at a random
+        temperature. loss = CE(routed) + lambda · CE(merged) + eta · MSE(merged tokens, frame features) (Eq. 10).
+
+        Args:
+            pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
+            labels: class of each video, [b].
+            class_embeds: class features to score in place of the training classes', [c, d] (normalised here).
+            frame_embeds: frame features, [b, t, d] or [b, v, t, d], in place of `pixel_values_videos`.
+            mixture: fixes the routed pass' draw (in evaluation: the only pass), [L, E].
+            merge_mixture: fixes the merged pass' draw, [L, E]; training only.
+            interpolate_pos_encoding: whether to resample the image tower's positions to frames of another size.
+            interpolate_frame_positions: whether to resample the positions of `config.num_frames` frames to t.
+
+        Returns:
+            [`MoTEVideoClassifierOutput`].
+
+        Raises:
+            ValueError: if there are no classes to score, or a shape is wrong.
+        """
+        if merge_mixture is not None and (not self.training or labels is None):
+            raise ValueError("merge_mixture fixes the merged pass of a training step: it needs train() mode and labels.")
+        if class_embeds is not None:
+            classes = self._class_features(class_embeds)
+        elif self.config.training_classes_set:
+            classes = self.seen_classes.weight
+        else:
+            raise ValueError(
+                "This model has no training classes yet: call set_training_classes(names, embeds) once, or pass class_embeds."
+            )
+        experts_merged = self.config.temporal_config.experts_merged
+        if mixture is None and self.training and not experts_merged:
+            mixture = self.temporal_model.draw_routing()
+        kwargs["return_dict"] = True
+        video = self.get_video_features(
+            pixel_values_videos,
+            # The training classes as candidates give rho = 1 whatever the video.
+            class_embeds=None if self.training or class_embeds is None else classes,
+            frame_embeds=frame_embeds,
+            mixture=mixture,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            interpolate_frame_positions=interpolate_frame_positions,
+            **kwargs,
+        )
+        video_embeds, cosines = self._cosines(video.pooler_output, classes)
+        scale = self.logit_scale.exp().float()
+        logits = scale * cosines
+
+        loss = None
+        if labels is not None and not self.training:
+            loss = F.cross_entropy(logits, labels)
+        elif labels is not None:
+            smoothing = self.config.label_smoothing
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            if not experts_merged:
+                if merge_mixture is None:
+                    merge_mixture = self.temporal_model.draw_merging(self.config.merge_temperatures)
+                merged = self.get_video_features(
+                    frame_embeds=video.frame_embeds,
+                    mixture=merge_mixture,
+                    interpolate_frame_positions=interpolate_frame_positions,
+                )
+                _, merged_cosines = self._cosines(merged.pooler_output, classes)
+                merging = F.cross_entropy(scale * merged_cosines, labels, label_smoothing=smoothing)
+                mse = F.mse_loss(merged.last_hidden_state.float(), video.frame_embeds.float())
+                loss = loss + self.config.merging_loss_weight * merging + self.config.mse_loss_weight * mse
+        return MoTEVideoClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=video.hidden_states,
+            attentions=video.attentions,
+            video_embeds=video_embeds,
+            modulation=video.modulation,
+            temporal_model_output=video.temporal_model_output,
+        )
+
+
+__all__ = [
+    "MoTEForVideoClassification",
+    "MoTEModel",
+    "MoTEOutput",
+    "MoTEPreTrainedModel",
+    "MoTETemporalModel",
+    "MoTEVideoClassifierOutput",
+    "MoTEVideoFeatures",
+    "merging_weights",
+    "temporal_feature_modulation",
+]
