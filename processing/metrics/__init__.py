@@ -1,0 +1,30 @@
+"""Metrics as `evaluate` modules that need no network: `evaluate.load("<folder>/topk_accuracy")` or these classes."""
+
+import evaluate
+
+from .harmonic_tradeoff.harmonic_tradeoff import HarmonicTradeoff
+from .mean_per_class_accuracy.mean_per_class_accuracy import MeanPerClassAccuracy
+from .topk_accuracy.topk_accuracy import TopKAccuracy
+
+METRICS: dict[str, type[evaluate.Metric]] = {
+    "topk_accuracy": TopKAccuracy,
+    "mean_per_class_accuracy": MeanPerClassAccuracy,
+    "harmonic_tradeoff": HarmonicTradeoff,
+}
+
+__all__ = ["METRICS", "HarmonicTradeoff", "MeanPerClassAccuracy", "TopKAccuracy", "load_metric"]
+
+
+def load_metric(name: str, **kwargs) -> evaluate.Metric:
+    """Return a metric of this package by its name.
+
+    Args:
+        name: One of `METRICS`.
+        **kwargs: Passed to `evaluate.Metric`, for example `num_process`, `process_id` and `experiment_id`.
+
+    Raises:
+        ValueError: if there is no such metric.
+    """
+    if name not in METRICS:
+        raise ValueError(f"Unknown metric {name!r}; choose one of {', '.join(METRICS)}.")
+    return METRICS[name](**kwargs)
