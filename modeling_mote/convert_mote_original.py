@@ -1,0 +1,353 @@
+"""Converts the authors' MoTE checkpoints (`MoTE_B16.pt`, `MoTE_L14.pt`) into a folder that transformers loads.
+
+    python -m modeling_mote.convert_mote_original --checkpoint MoTE_B16.pt --clip openai/clip-vit-base-patch16 --output mote-vitb16
+
+Their file holds the fine-tuned image tower, the temporal head and the training classes' text features; the frozen text tower is CLIP's own.
+Prints what it wrote: sizes, the blending weight alpha and the class names it could verify.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import AutoTokenizer, CLIPModel
+
+from processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
+from processing.label_sets import load_label_set, read_label_file
+
+from .configuration_mote import MoTEConfig
+from .modeling_mote import MoTEForVideoClassification
+
+# Authors' name → ours, in one block of either Transformer. `in_proj_*` holds q, k and v on top of one another.
+BLOCK = {
+    "attn.in_proj_weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "attn.in_proj_bias": ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"),
+    "attn.out_proj.weight": ("self_attn.out_proj.weight",),
+    "attn.out_proj.bias": ("self_attn.out_proj.bias",),
+    "ln_1.weight": ("layer_norm1.weight",),
+    "ln_1.bias": ("layer_norm1.bias",),
+    "ln_2.weight": ("layer_norm2.weight",),
+    "ln_2.bias": ("layer_norm2.bias",),
+}
+IMAGE_BLOCK = BLOCK | {
+    "mlp.c_fc.weight": ("mlp.fc1.weight",),
+    "mlp.c_fc.bias": ("mlp.fc1.bias",),
+    "mlp.c_proj.weight": ("mlp.fc2.weight",),
+    "mlp.c_proj.bias": ("mlp.fc2.bias",),
+}
+EXPERTS = {
+    "mlp.fc_up.{}.weight": "mlp.up_proj",
+    "mlp.fc_up.{}.bias": "mlp.up_proj_bias",
+    "mlp.fc_dn.{}.weight": "mlp.down_proj",
+    "mlp.fc_dn.{}.bias": "mlp.down_proj_bias",
+}
+IMAGE_TOWER = {
+    "logit_scale": "logit_scale",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+}
+HEAD = {
+    "frame_position_embeddings.weight": "temporal_model.position_embedding.weight",
+    "spe_cls_feature": "seen_classes.weight",
+}
+
+
+class ConversionError(ValueError):
+    """The input is not a MoTE checkpoint that can be converted with these arguments."""
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], int | None]:
+    """Reads the authors' file without running code from it.
+
+    Returns:
+        the image tower's tensors, the temporal head's, both by the authors' names in float32, and the epoch.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ConversionError: if it is not a checkpoint of theirs.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--checkpoint {path}: no such file.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each way in which a file is not a checkpoint
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(f"--checkpoint {path} holds no plain PyTorch weights: {reason}") from error
+    parts = []
+    for name in ("model_state_dict", "fusion_model_state_dict"):
+        part = loaded.get(name) if isinstance(loaded, dict) else None
+        if not isinstance(part, dict) or not all(isinstance(value, torch.Tensor) for value in part.values()):
+            raise ConversionError(f"--checkpoint {path} is not a MoTE checkpoint: it has no tensors under {name!r}.")
+        parts.append({key.removeprefix("module."): value.float() for key, value in part.items()})
+    epoch = loaded.get("epoch")
+    return parts[0], parts[1], epoch if isinstance(epoch, int) else None
+
+
+def count(tensors: dict[str, torch.Tensor], pattern: str) -> int:
+    """One more than the largest number that `pattern`'s group takes in the keys."""
+    return max((int(match[1]) + 1 for key in tensors if (match := re.match(pattern, key))), default=0)
+
+
+def infer_config(image: dict[str, torch.Tensor], head: dict[str, torch.Tensor], clip: CLIPModel, num_frames: int) -> MoTEConfig:
+    """The config of the temporal head, from its tensors' sizes; the towers' is CLIP's, which the image tower must fit.
+
+    Raises:
+        ConversionError: where a size can't be told, or the image tower's depth is not that of `clip`.
+    """
+    layers, clip_layers = count(image, r"visual\.transformer\.resblocks\.(\d+)\."), clip.config.vision_config.num_hidden_layers
+    if layers != clip_layers:
+        raise ConversionError(
+            f"The checkpoint's image tower has {layers} layers and --clip's {clip_layers}: name the CLIP that it was trained from."
+        )
+    sizes = ["frame_position_embeddings.weight", "spe_cls_feature", "transformer.resblocks.0.mlp.fc_up.0.weight"]
+    if missing := [key for key in sizes if key not in head or head[key].dim() != 2]:
+        raise ConversionError(f"The checkpoint is not MoTE's: it has no matrix {', '.join(missing)}.")
+    positions, seen, up = (head[key] for key in sizes)
+    if seen.shape[1] != clip.config.projection_dim:
+        raise ConversionError(
+            f"The checkpoint's features are {seen.shape[1]} wide and --clip's {clip.config.projection_dim}: name the CLIP that it was trained from."
+        )
+    return MoTEConfig(
+        **{key: value for key, value in clip.config.to_dict().items() if key in ("text_config", "vision_config", "projection_dim")},
+        logit_scale_init_value=clip.config.logit_scale_init_value,
+        temporal_config={
+            "intermediate_size": up.shape[0],
+            "num_hidden_layers": count(head, r"transformer\.resblocks\.(\d+)\."),
+            "num_experts": count(head, r"transformer\.resblocks\.0\.mlp\.fc_up\.(\d+)\."),
+            "max_frames": positions.shape[0],
+        },
+        num_frames=num_frames,
+        num_labels=seen.shape[0],
+    )
+
+
+def key_table(config: MoTEConfig) -> Iterator[tuple[list[str], list[str]]]:
+    """Pairs of authors' keys and our keys: one to one, one to three (q, k, v), or one a expert to one stacked tensor."""
+    for source, target in (IMAGE_TOWER | HEAD).items():
+        yield [source], [target]
+    temporal = config.temporal_config
+    for layer in range(config.vision_config.num_hidden_layers):
+        for source, names in IMAGE_BLOCK.items():
+            yield (
+                [f"visual.transformer.resblocks.{layer}.{source}"],
+                [f"vision_model.encoder.layers.{layer}.{name}" for name in names],
+            )
+    for layer in range(temporal.num_hidden_layers):
+        for source, names in BLOCK.items():
+            yield [f"transformer.resblocks.{layer}.{source}"], [f"temporal_model.layers.{layer}.{name}" for name in names]
+        for source, target in EXPERTS.items():
+            yield (
+                [f"transformer.resblocks.{layer}.{source.format(expert)}" for expert in range(temporal.num_experts)],
+                [f"temporal_model.layers.{layer}.{target}"],
+            )
+
+
+def convert_state_dict(original: dict[str, torch.Tensor], config: MoTEConfig) -> dict[str, torch.Tensor]:
+    """Renames, splits, stacks and transposes the authors' tensors into ours.
+
+    Raises:
+        ConversionError: naming the keys that are missing or that nothing is made of.
+    """
+    table = list(key_table(config))
+    expected = {key for sources, _ in table for key in sources}
+    missing = sorted(expected - set(original))
+    unexpected = sorted(key for key in set(original) - expected if not key.endswith("mote_fusion_weight"))
+    if missing or unexpected:
+        said = [f"{len(keys)} {kind} keys: {', '.join(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+        raise ConversionError(f"The checkpoint does not fit a MoTE of its sizes; {'; '.join(said)}.")
+    converted = {}
+    for sources, targets in table:
+        tensors = [original[key] for key in sources]
+        if sources == ["visual.proj"]:
+            tensors = [tensors[0].T]
+        elif len(targets) == 3:
+            tensors = list(tensors[0].chunk(3))
+        elif ".mlp.fc_" in sources[0]:
+            if len({tensor.shape for tensor in tensors}) > 1:
+                raise ConversionError(f"The experts of {sources[0].rsplit('.', 2)[0]} differ in size; they can't be merged.")
+            tensors = [torch.stack(tensors)]
+        converted.update((target, tensor.contiguous()) for target, tensor in zip(targets, tensors, strict=True))
+    return converted
+
+
+def merge_weights(head: dict[str, torch.Tensor], config: MoTEConfig) -> torch.Tensor | None:
+    """The test-time merge stored in `mote_fusion_weight`, softmax of it a layer, [L, E]; None where it is the uniform one."""
+    temporal = config.temporal_config
+    stored = [
+        head.get(f"transformer.resblocks.{layer}.mlp.mote_fusion_weight", torch.zeros(temporal.num_experts))
+        for layer in range(temporal.num_hidden_layers)
+    ]
+    merge = torch.stack(stored).softmax(-1)
+    return None if torch.allclose(merge, torch.full_like(merge, 1 / temporal.num_experts)) else merge
+
+
+def class_names(model: MoTEForVideoClassification, tokenizer: Any, features: torch.Tensor, labels: Path | None) -> list[str]:
+    """Names of the training classes: the label file's, or Kinetics-400's where the features prove them, or LABEL_i with a warning."""
+    n = len(features)
+    if labels is not None:
+        names = list(read_label_file(labels))
+        if len(names) != n:
+            raise ConversionError(f"--labels {labels} names {len(names)} classes, but the checkpoint has {n}.")
+        return names
+    if n == 400:
+        names = list(load_label_set("kinetics400").classes)
+        nearest = (encode_classes(model, tokenizer, names) @ torch.nn.functional.normalize(features, dim=-1).T).argmax(0)
+        if nearest.tolist() == list(range(n)):
+            return names
+    warnings.warn(
+        f"The checkpoint does not say what its {n} classes are called, and they are not Kinetics-400's in its order: naming them LABEL_0 to "
+        f"LABEL_{n - 1}. Pass --labels with a CSV of their names.",
+        stacklevel=2,
+    )
+    return [f"LABEL_{index}" for index in range(n)]
+
+
+def card_stub(record: dict[str, Any], config: MoTEConfig) -> ModelCard:
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="video-classification",
+        base_model=record["clip"] if re.fullmatch(r"[\w.-]+/[\w.-]+", record["clip"]) and not Path(record["clip"]).exists() else None,
+        tags=["mote", "zero-shot-video-classification", "clip", "video"],
+    )
+    text = f"""# MoTE
+
+Converted by `python -m modeling_mote.convert_mote_original` from `{record["checkpoint"]}` (SHA-256 `{record["checkpoint_sha256"]}`) and
+the CLIP `{record["clip"]}`. The image tower and the logit scale are {record["alpha"]} · fine-tuned + {1 - record["alpha"]:.4g} · CLIP; the authors
+score with 0.99. {config.num_labels} training classes, {config.num_frames} frames, {config.temporal_config.num_hidden_layers} temporal layers.
+
+```python
+import modeling_mote
+from transformers import pipeline
+
+classify = pipeline("zero-shot-video-classification", model="PATH_OF_THIS_FOLDER")
+classify("clip.mp4", candidate_labels=["archery", "yoga"])
+```
+
+No accuracy was measured on this conversion. Method: MoTE, arXiv 2410.10589; weights by its authors, Apache-2.0.
+"""
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def convert(
+    checkpoint: str | os.PathLike,
+    clip: str | os.PathLike,
+    output: str | os.PathLike,
+    alpha: float = 0.99,
+    labels: str | os.PathLike | None = None,
+    num_frames: int = 8,
+) -> MoTEForVideoClassification:
+    """Converts one checkpoint; `output` appears whole or not at all.
+
+    Args:
+        checkpoint: the authors' `.pt` file.
+        clip: the CLIP it was trained from: a folder or a Hub id in transformers' format.
+        output: folder to create; may exist if empty.
+        alpha: the image tower and logit scale become alpha · fine-tuned + (1 - alpha) · CLIP. The authors score with 0.99.
+        labels: CSV or text file with the training classes' names in order.
+        num_frames: frames it was trained with; the file does not say.
+
+    Returns:
+        the model that was saved.
+
+    Raises:
+        ConversionError: for anything but a MoTE checkpoint that fits the other arguments.
+        FileNotFoundError, FileExistsError: for a missing checkpoint, an output that is not empty.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"--output {output} exists and is not an empty folder.")
+    if not 0 <= alpha <= 1:
+        raise ConversionError(f"--alpha must be between 0 (CLIP) and 1 (fine-tuned), got {alpha}.")
+    image, head, epoch = read_checkpoint(checkpoint)
+    clip_model = CLIPModel.from_pretrained(clip, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(clip)
+    config = infer_config(image, head, clip_model, num_frames)
+    converted = convert_state_dict(image | head, config)
+
+    pretrained = clip_model.state_dict()
+    state = dict(pretrained)
+    model = MoTEForVideoClassification(config)
+    for key, shape in ((key, tensor.shape) for key, tensor in model.state_dict().items() if key in converted):
+        if converted[key].shape != shape:
+            raise ConversionError(
+                f"The checkpoint does not fit --clip {clip}: {key} is {list(converted[key].shape)} there and must be {list(shape)}; "
+                "name the CLIP that it was trained from."
+            )
+    for key, tensor in converted.items():
+        # Their scripts blend what was fine-tuned from CLIP; the temporal head has no CLIP counterpart.
+        state[key] = alpha * tensor + (1 - alpha) * pretrained[key] if key in pretrained and alpha < 1 else tensor
+    model.load_state_dict(state)
+    model.eval()
+    merge = merge_weights(head, config)
+    if merge is not None:
+        model.merge_experts(weights=merge)
+    model.set_training_classes(class_names(model, tokenizer, head["spe_cls_feature"], None if labels is None else Path(labels)), head["spe_cls_feature"])
+
+    side = clip_model.config.vision_config.image_size
+    video_processor = MoTEVideoProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        num_frames=num_frames,
+        short_video="loop",
+    )
+    record = {
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "clip": str(clip),
+        "alpha": alpha,
+        "epoch": epoch,
+        "merge": "uniform at inference" if merge is None else [[round(share, 6) for share in row] for row in merge.tolist()],
+        "classes": len(head["spe_cls_feature"]),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        model.save_pretrained(partial)
+        MoTEProcessor(video_processor=video_processor, tokenizer=tokenizer).save_pretrained(partial)
+        card_stub(record, model.config).save(partial / "README.md")
+        (partial / "conversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    temporal = model.config.temporal_config
+    print(
+        f"{output}: {temporal.num_hidden_layers} temporal layers of {len(head) and config.temporal_config.num_experts} experts, "
+        f"{record['classes']} training classes, alpha {alpha} (image tower = {alpha} · fine-tuned + {1 - alpha:.4g} · CLIP)"
+    )
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, help="the authors' .pt file")
+    parser.add_argument("--clip", required=True, help="the CLIP it was trained from: folder or Hub id")
+    parser.add_argument("--output", required=True, help="folder to create")
+    parser.add_argument("--alpha", type=float, default=0.99, help="weight of the fine-tuned image tower against CLIP's (authors: 0.99)")
+    parser.add_argument("--labels", help="CSV or text file with the training classes' names in order")
+    parser.add_argument("--num-frames", type=int, default=8, help="frames the checkpoint was trained with (default 8)")
+    arguments = parser.parse_args()
+    try:
+        convert(**vars(arguments))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
