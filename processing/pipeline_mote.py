@@ -1,0 +1,190 @@
+"""The `zero-shot-video-classification` pipeline: videos and labels in, labels with scores out."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence, Sized
+from types import GeneratorType
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers.pipelines.base import Pipeline
+
+from .prompts import encode_classes, get_prompt_set, parse_labels
+from .video_processing_mote import is_one_video
+
+CACHED_LABEL_LISTS = 8  # [c, d] float32 each: at 700 classes and 768 dims, 2 MB
+
+
+class ZeroShotVideoClassificationPipeline(Pipeline):
+    """Score videos against labels that are given as words.
+
+    ```python
+    import modeling_mote
+    from transformers import pipeline
+
+    classify = pipeline("zero-shot-video-classification", model="org/mote-vitb16")
+    classify("clip.mp4", candidate_labels=["archery", "yoga", "flipping a pancake"])
+    ```
+
+    The class features of a label list are computed once and kept for the next calls. MoTE's feature modulation makes
+    a video's features depend on all the labels it is scored against, not only on its own.
+    """
+
+    _load_processor: Any = True
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = False
+    model: Any
+    processor: Any
+    tokenizer: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if getattr(self.processor, "video_processor", None) is None or self.tokenizer is None:
+            raise ValueError(
+                "the zero-shot-video-classification pipeline needs processor=, with a video processor and a tokenizer"
+            )
+        self._class_features: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+
+    def __call__(self, video: Any = None, candidate_labels: Any = None, **kwargs: Any) -> Any:
+        """Assign labels to one or several videos.
+
+        Args:
+            video: One video: a path, a URL, bytes, a `{"path", "bytes"}` dict, an array [t, h, w, c], a tensor
+                [t, c, h, w] or a list of frames. Or several: a list, a column of a `datasets.Dataset`, a torch
+                dataset, or a generator of these. `videos=` and `inputs=` are accepted too.
+            candidate_labels: Names of the classes, a list or a comma-separated string, one or more.
+            **kwargs: `top_k`, the number of labels returned, all by default; `prompts`, a prompt set's name
+                ("mote_28") or templates with `{}`; `num_frames`, `num_clips`, `num_crops`, `sampling`,
+                `short_video`, `video_backend` and `strict`, see `MoTEVideoProcessorKwargs`, by default as saved with
+                the processor; `batch_size` and `num_workers`, as in every pipeline. All of these, and the labels,
+                can be given when the pipeline is made.
+
+        Returns:
+            A list of `{"score", "label"}`, best first, the scores over all labels summing to 1; for several videos
+            a list of such lists, in order; for torch datasets and generators, an iterator over them.
+
+        Raises:
+            ValueError: for missing, empty or repeated labels, and bad options.
+            VideoDecodeError: for a video that cannot be decoded, naming it.
+        """
+        for name in ("videos", "inputs"):
+            video = kwargs.pop(name) if video is None and name in kwargs else video
+        if video is None:
+            raise ValueError(
+                "no video was given: pass a path, a URL, bytes, an array, a list of frames, or a list of videos"
+            )
+        if candidate_labels is not None:
+            kwargs["candidate_labels"] = candidate_labels
+        elif "candidate_labels" not in self._forward_params:
+            raise ValueError("candidate_labels is missing: pass a list of names or a comma-separated string")
+
+        if is_one_video(video):
+            # transformers takes every list for a list of inputs
+            return (
+                super().__call__([video], **kwargs)[0]
+                if isinstance(video, list)
+                else super().__call__(video, **kwargs)
+            )
+        if isinstance(video, (Dataset, GeneratorType)):
+            return super().__call__(video, **kwargs)
+        if isinstance(video, (list, tuple, torch.Tensor)) or hasattr(video, "__array__"):
+            return super().__call__(list(video), **kwargs) if len(video) else []
+        if isinstance(video, Iterable):  # a column of a datasets.Dataset, read row by row, or an iterator
+            results = super().__call__((item for item in video), **kwargs)
+            return list(results) if isinstance(video, Sized) else results
+        return super().__call__(video, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: Any = None,
+        prompts: str | Sequence[str] | None = None,
+        top_k: int | None = None,
+        **processing: Any,
+    ) -> tuple[dict, dict, dict]:
+        forward: dict[str, Any] = {}
+        postprocess: dict[str, Any] = {}
+        if candidate_labels is not None:
+            forward["candidate_labels"] = postprocess["candidate_labels"] = tuple(parse_labels(candidate_labels))
+        if prompts is not None:
+            forward["prompts"] = get_prompt_set(prompts)
+        if top_k is not None:
+            if not isinstance(top_k, int) or top_k < 1:
+                raise ValueError(f"top_k is {top_k!r}: pass a number of labels from 1 on, or None for all")
+            postprocess["top_k"] = top_k
+        known = ("num_frames", "num_clips", "num_crops", "sampling", "short_video", "video_backend", "strict")
+        unknown = [name for name in processing if name not in known]
+        if unknown:
+            names = ", ".join(("candidate_labels", "prompts", "top_k", *known, "batch_size", "num_workers"))
+            raise ValueError(f"unknown argument {unknown[0]!r} of the pipeline: it takes {names}")
+        return {name: value for name, value in processing.items() if value is not None}, forward, postprocess
+
+    def preprocess(self, input_: Any, **options: Any) -> dict[str, torch.Tensor]:
+        """Turn one video into `pixel_values_videos` [1, t, c, h, w] or [1, v, t, c, h, w], in the model's dtype."""
+        if options.get("num_frames") is None:
+            options["num_frames"] = self.processor.num_frames or self.model.config.num_frames
+        inputs = self.processor.video_processor(input_, do_sample_frames=True, return_tensors="pt", **options)
+        return {"pixel_values_videos": inputs["pixel_values_videos"].to(self.dtype)}
+
+    def _forward(
+        self, input_tensors: dict, candidate_labels: tuple[str, ...], prompts: str | tuple[str, ...] = "mote_28"
+    ) -> dict[str, torch.Tensor]:
+        class_embeds = self.class_features(candidate_labels, prompts)
+        outputs = self.model(**input_tensors, class_embeds=class_embeds)
+        logits = outputs.logits if "logits" in outputs else outputs.logits_per_video
+        return {"logits": logits.float()}  # [b, c]
+
+    def postprocess(
+        self, model_outputs: dict[str, torch.Tensor], candidate_labels: tuple[str, ...], top_k: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Turn the logits [1, c] of one video into its best labels."""
+        scores, order = model_outputs["logits"][0].softmax(dim=-1).sort(descending=True, stable=True)
+        ranked = zip(scores.tolist(), order.tolist(), strict=True)
+        return [{"score": score, "label": candidate_labels[index]} for score, index in ranked][:top_k]
+
+    def class_features(
+        self, candidate_labels: Sequence[str], prompts: str | Sequence[str] = "mote_28"
+    ) -> torch.Tensor:
+        """Give the features of a label list, computed at its first use and whenever the text tower has changed.
+
+        Args:
+            candidate_labels: Names of the classes, see `parse_labels`.
+            prompts: Name of a prompt set or templates.
+
+        Returns:
+            Unit vectors, float32 [c, d], on the model's device; c classes, d = `config.projection_dim`.
+
+        Raises:
+            ValueError: for bad labels or templates.
+        """
+        labels, templates = tuple(parse_labels(candidate_labels)), get_prompt_set(prompts)
+        modules = (self.model.text_model, self.model.text_projection)
+        weights = tuple(
+            (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+            for module in modules
+            for weight in module.parameters()
+        )
+        key = (labels, templates, weights)
+        if key not in self._class_features:
+            self._class_features[key] = encode_classes(self.model, self.tokenizer, labels, templates)
+            for stale in [other for other in self._class_features if other[2] != weights]:
+                del self._class_features[stale]
+            if len(self._class_features) > CACHED_LABEL_LISTS:
+                self._class_features.popitem(last=False)
+        self._class_features.move_to_end(key)
+        return self._class_features[key]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the model and the processor, as one folder that `pipeline` loads.
+
+        transformers' own would leave the processor out and write `custom_pipelines` into the config, with which it
+        then refuses the registered pipeline.
+
+        Args:
+            save_directory: Folder to write, made where absent.
+            **kwargs: Passed to both `save_pretrained`.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
