@@ -1,0 +1,527 @@
+"""The frames of a video file, exactly as a sequential PyAV decode gives them, upright, and how many there are.
+
+A file's header does not say how many frames can be decoded: containers count packets, edit lists hide some, damaged
+files break off. So every file is decoded in order from its first frame, only the wanted frames are kept and turned
+into RGB, and n is what the decoder really gave.
+"""
+
+import functools
+import importlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from av.format import Flags as FormatFlags
+from av.stream import Disposition
+from transformers.video_utils import VideoMetadata
+
+VideoSource = str | os.PathLike[str] | bytes | BinaryIO
+FrameChoice = Sequence[int] | np.ndarray | Callable[[VideoMetadata], Sequence[int] | np.ndarray]
+
+BACKENDS = ("auto", "pyav", "decord", "torchcodec")
+
+
+class VideoDecodeError(ValueError):
+    """A video that cannot be read; the message names the file and the reason."""
+
+
+class VideoNotFoundError(VideoDecodeError, FileNotFoundError):
+    """A path at which there is no file."""
+
+
+def decode_video(
+    video: VideoSource,
+    sample: FrameChoice | None = None,
+    *,
+    backend: str = "auto",
+    strict: bool = False,
+    start: float | None = None,
+    end: float | None = None,
+) -> tuple[np.ndarray, VideoMetadata]:
+    """Decode the wanted frames of one video.
+
+    The frames are those that a sequential PyAV decode of the best video stream gives at the same indices, turned
+    upright where the file says so. n is the number of decodable frames: a file that breaks off after k >= 1 frames
+    has n = k and gives one warning.
+
+    Args:
+        video: A path, an http(s) URL, the bytes of a file, or a binary file object, which stays open.
+        sample: The wanted frames: None for all, indices in any order, repeated or not, or a function from the video's
+            metadata to indices. The function is called with n as the container tells it and, in the rare file whose
+            decodable frames are another number, once more with that number.
+        backend: `"auto"` and `"pyav"` decode in order with PyAV. `"decord"` and `"torchcodec"` seek, faster in files
+            with many key frames, and are used only for files on which seeking is exact (8-bit H.264 in yuv420p, not
+            rotated, not edited, as many packets as the header says); PyAV does the others. They see only damage in
+            the parts that they decode, so `"auto"` never takes them.
+        strict: Whether a file that breaks off is an error.
+        start: Where the clip starts in a longer file, in seconds; frames before it are not counted.
+        end: Where the clip ends, in seconds; frames at and after it are not counted.
+
+    Returns:
+        The frames, uint8 [t, h, w, 3], RGB, and their metadata: `total_num_frames` is n, `duration` n / fps in
+        seconds, `height` and `width` those of the upright frames, `video_backend` the library that decoded,
+        `frames_indices` the t indices.
+
+    Raises:
+        VideoDecodeError: If nothing can be decoded, or the file breaks off and `strict` is set.
+        FileNotFoundError: If there is no file at the path (a `VideoDecodeError` too).
+        ImportError: If the backend asked for does not work here.
+        ValueError: If an index is out of range, or `backend`, `start` or `end` makes no sense.
+        TypeError: If `video` is none of the above kinds.
+
+    Shapes: t wanted frames, n frames in the video, h height and w width in pixels.
+    """
+    _check_backend(backend)
+    clip = _Clip(start, end)
+    source = _Source(video)
+    choose = sample if callable(sample) else None
+    indices = None if sample is None or callable(sample) else _as_indices(sample)
+
+    if backend in _SEEKERS:
+        scan = _scan(source, clip)
+        if scan.seekable:
+            if choose is not None:
+                indices = _as_indices(choose(scan.metadata(backend)))
+            wanted = _in_range(source, indices, scan.num_frames)
+            images = _SEEKERS[backend](source.rewound(), wanted, scan.num_frames)
+            if images is not None:
+                return images, scan.metadata(backend, wanted)
+
+    if choose is not None:
+        indices, found = _decode_sampled(source, clip, choose)
+    else:
+        found = _decode(source, clip, indices)
+    _report(source, found, strict)
+    wanted = _in_range(source, indices, found.num_frames)
+    return np.stack([found.images[index] for index in wanted.tolist()]), found.metadata("pyav", wanted)
+
+
+def probe_video(video: VideoSource, strict: bool = False) -> VideoMetadata:
+    """Count a video's decodable frames by decoding it, and read its rate and size.
+
+    Args:
+        video: A path, an http(s) URL, the bytes of a file, or a binary file object.
+        strict: Whether a file that breaks off is an error.
+
+    Returns:
+        The metadata that `decode_video` would give, without `frames_indices`.
+
+    Raises:
+        VideoDecodeError: As `decode_video`.
+        FileNotFoundError: As `decode_video`.
+        TypeError: As `decode_video`.
+    """
+    source = _Source(video)
+    found = _decode(source, _Clip(), np.empty(0, np.int64))
+    _report(source, found, strict)
+    return found.metadata("pyav")
+
+
+class _Source:
+    """Something that holds a video, openable any number of times, and its name for messages."""
+
+    def __init__(self, video: VideoSource) -> None:
+        self.file: Any  # a Path, bytes, or a file object
+        if isinstance(video, str) and video.startswith(("http://", "https://")):
+            self.name, self.file = video, _download(video)
+        elif isinstance(video, (str, os.PathLike)):
+            self.name, self.file = str(video), Path(video)
+            if not self.file.exists():
+                raise VideoNotFoundError(f"{self.name} does not exist.")
+            if self.file.is_dir():
+                raise VideoDecodeError(f"{self.name} is a folder, not a video file.")
+        elif isinstance(video, (bytes, bytearray, memoryview)):
+            self.name, self.file = f"video of {len(video)} bytes", bytes(video)
+        elif hasattr(video, "read"):
+            self.name = str(getattr(video, "name", None) or f"video in a {type(video).__name__}")
+            if isinstance(video, io.TextIOBase):
+                raise TypeError(f"{self.name} is open as text; open it in binary mode.")
+            self.file = video if video.seekable() else video.read()
+        else:
+            kinds = "a path, an http(s) URL, bytes or a binary file object"
+            raise TypeError(f"video must be {kinds}, got {type(video).__name__}.")
+        if self.file == b"" or (isinstance(self.file, Path) and self.file.is_file() and not self.file.stat().st_size):
+            raise VideoDecodeError(f"{self.name} is empty (0 bytes).")
+
+    def rewound(self) -> Any:
+        """What a decoder opens: a path as text, or a file object at its start."""
+        if isinstance(self.file, Path):
+            return str(self.file)
+        if isinstance(self.file, bytes):
+            return io.BytesIO(self.file)
+        self.file.seek(0)
+        return self.file
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+        """The container and its best video stream, closed on leaving, whatever happens.
+
+        Raises:
+            VideoDecodeError: If it is no container or has no video stream.
+        """
+        file = self.rewound()
+        if isinstance(file, str):
+            file = f"file:{file}"  # else FFmpeg takes a colon in a file name for a protocol
+        try:
+            container = _open_container(file)
+        except av.FFmpegError as error:
+            raise VideoDecodeError(f"{self.name} cannot be opened as a video ({_reason(error)}).") from error
+        with container:
+            streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+            if not streams:
+                others = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+                raise VideoDecodeError(f"{self.name} has no video stream (it holds {others}).")
+            best = container.streams.best("video")
+            yield container, best if best in streams else streams[0]
+
+
+def _open_container(file: Any) -> av.container.InputContainer:
+    """Open with metadata that is not UTF-8 ignored: some clips of HMDB51 have such a title."""
+    try:
+        return av.open(file, metadata_errors="ignore")
+    except TypeError:  # newer PyAV ignores it by itself and has no such argument
+        return av.open(file)
+
+
+def _is_cover(stream: av.VideoStream) -> bool:
+    """Whether the stream is a picture that goes with a piece of music, not a video."""
+    return bool(stream.disposition & Disposition.attached_pic)
+
+
+def _download(url: str) -> bytes:
+    """Fetch a file with the client that reads the Hub: its proxies and its offline switch hold here too."""
+    session = importlib.import_module("huggingface_hub").get_session()
+    try:
+        response = session.get(url, follow_redirects=True, timeout=60)
+        response.raise_for_status()
+    except Exception as error:  # which classes depends on the HTTP library that huggingface_hub is built on
+        raise VideoDecodeError(f"{url} cannot be downloaded ({type(error).__name__}: {error}).") from error
+    return response.content
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """The part of a file that counts, in seconds from its start; None for an open end."""
+
+    start: float | None = None
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.start is not None and not self.start >= 0:
+            raise ValueError(f"start must be at least 0 seconds, got {self.start!r}.")
+        if self.end is not None and not self.end > (self.start or 0):
+            raise ValueError(f"end must be later than start, got start={self.start!r} and end={self.end!r} seconds.")
+
+    def __bool__(self) -> bool:
+        return self.start is not None or self.end is not None
+
+
+@dataclass
+class _Pass:
+    """What one pass over a file found."""
+
+    num_frames: int = 0
+    fps: float | None = None
+    height: int | None = None
+    width: int | None = None
+    seekable: bool = False  # whether decoders that seek give the same frames
+    breakage: str | None = None  # why the file is not whole, if it is not
+    images: dict[int, np.ndarray] = field(default_factory=dict)  # the wanted frames, uint8 [h, w, 3]
+
+    def metadata(self, backend: str, indices: np.ndarray | None = None) -> VideoMetadata:
+        return VideoMetadata(
+            total_num_frames=self.num_frames,
+            fps=self.fps,
+            width=self.width,
+            height=self.height,
+            duration=self.num_frames / self.fps if self.fps else None,
+            video_backend=backend,
+            frames_indices=None if indices is None else indices.tolist(),
+        )
+
+
+def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None) -> _Pass:
+    """Decode in order up to the first error, keeping the wanted frames of the clip (None: all of them)."""
+    found, keep = _Pass(), None if wanted is None else frozenset(wanted.tolist())
+    failure: Exception | None = None
+    with source.open() as (container, stream):
+        clock, inventory = _Clock(container, stream), _Inventory(container, stream)
+        found.fps = clock.fps
+        try:
+            for frame in _frames(container, stream, inventory):
+                if found.height is None:
+                    size, (found.height, found.width) = (frame.width, frame.height), _upright_size(frame)
+                seconds = clock.tick(frame) if clip else 0.0
+                if clip.end is not None and seconds >= clip.end:
+                    break
+                if clip.start is not None and seconds < clip.start:
+                    continue
+                if keep is None or found.num_frames in keep:
+                    found.images[found.num_frames] = _to_rgb(frame, size)
+                found.num_frames += 1
+            else:
+                found.breakage = inventory.shortage()
+        except av.FFmpegError as error:
+            failure, found.breakage = error, _reason(error)
+    if not found.num_frames and found.height is not None and clip:
+        end = "the end" if clip.end is None else f"{clip.end} s"
+        raise VideoDecodeError(f"{source.name} has no decodable frame between {clip.start or 0} s and {end}.")
+    if not found.num_frames:
+        raise VideoDecodeError(
+            f"{source.name}: no frame can be decoded ({found.breakage or 'the video stream is empty'})."
+        ) from failure
+    return found
+
+
+def _decode_sampled(source: _Source, clip: _Clip, choose: Callable[[VideoMetadata], Any]) -> tuple[np.ndarray, _Pass]:
+    """Choose by the number of packets and decode; where the decoder gives another number, choose and decode again."""
+    scan = _scan(source, clip)
+    refusal: Exception | None = None
+    try:
+        indices = _as_indices(choose(scan.metadata("pyav")))
+    except Exception as error:  # raised below, unless the number that it refuses was wrong
+        refusal, indices = error, np.empty(0, np.int64)
+    found = _decode(source, clip, indices)
+    if found.num_frames != scan.num_frames:
+        indices = _as_indices(choose(found.metadata("pyav")))
+        found = _decode(source, clip, indices)
+    elif refusal is not None:
+        raise refusal
+    return indices, found
+
+
+def _scan(source: _Source, clip: _Clip) -> _Pass:
+    """Count the packets that should give a frame of the clip, decoding the first frame only."""
+    found = _Pass()
+    packets, whole, first = 0, True, None
+    with source.open() as (container, stream):
+        clock = _Clock(container, stream)
+        found.fps = clock.fps
+        try:
+            for packet in container.demux(stream):
+                if first is None:
+                    first = next(iter(packet.decode()), None)
+                if not packet.size:
+                    continue
+                packets += 1
+                whole = whole and not packet.is_discard and not packet.is_corrupt
+                if packet.is_discard:
+                    continue  # an edit list hides its frame
+                seconds = clock.tick(packet) if clip else 0.0
+                found.num_frames += (clip.start or 0) <= seconds and (clip.end is None or seconds < clip.end)
+        except av.FFmpegError:
+            whole = False  # decoding will say why
+        if first is not None:
+            found.height, found.width = _upright_size(first)
+            found.seekable = (
+                whole
+                and not clip
+                and packets == stream.frames
+                and stream.codec_context.name == "h264"
+                and first.format.name in ("yuv420p", "yuvj420p")
+                and not first.interlaced_frame
+                and _display_matrix(first) is None
+            )
+    return found
+
+
+def _frames(
+    container: av.container.InputContainer, stream: av.VideoStream, inventory: "_Inventory"
+) -> Iterator[av.VideoFrame]:
+    """The stream's frames in order; PyAV's default threads, which decide how FFmpeg repairs damaged pictures."""
+    for packet in container.demux():
+        inventory.add(packet)
+        if packet.stream.index == stream.index:
+            yield from packet.decode()
+
+
+class _Clock:
+    """When frames are shown, in seconds from the file's start, and how many there are in a second."""
+
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        # A raw stream has no times at all: FFmpeg then calls its average rate 25.
+        untimed = bool(container.format.flags & int(FormatFlags.no_timestamps.value))  # type: ignore[call-overload]
+        rate = stream.guessed_rate if untimed else stream.average_rate or stream.guessed_rate
+        self.fps = float(rate) if rate else None
+        # AVI stores a rate, not when a frame is shown: the times that FFmpeg gives there are those of decoding.
+        self._counts = untimed or container.format.name == "avi"
+        self._origin = Fraction(container.start_time or 0, av.time_base)
+        self._ticks = 0
+
+    def tick(self, item: av.VideoFrame | av.Packet) -> float:
+        """The time of the next frame or packet of the stream."""
+        self._ticks += 1
+        if item.pts is not None and item.time_base and not self._counts:
+            return float(item.pts * item.time_base - self._origin)
+        return (self._ticks - 1) / (self.fps or 25.0)
+
+
+class _Inventory:
+    """What the container says it holds against what was read from it: containers that are cut often just end."""
+
+    # Demuxers differ in what they drop on purpose, so only a large gap to what the header says counts.
+    FAR_FEWER = 0.9
+
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        self._container, self._stream = container, stream
+        self._packets = 0
+        self._last: av.Packet | None = None
+        self._end = 0.0  # of what was read from any stream, in seconds
+
+    def add(self, packet: av.Packet) -> None:
+        if not packet.size:
+            return
+        if packet.pts is not None and packet.time_base:
+            self._end = max(self._end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index == self._stream.index:
+            self._packets, self._last = self._packets + 1, packet
+
+    def shortage(self) -> str | None:
+        """Why the file, read to its end, is not whole; None where nothing speaks against it."""
+        if self._last is not None and self._last.is_corrupt:
+            return "the file ends within a packet"
+        kind = self._container.format.name
+        declared, read = 0, self._packets
+        if "mp4" in kind:
+            # The sample table, edit lists applied; the header's own count knows nothing of edits.
+            declared = len(getattr(self._stream, "index_entries", ()))
+        elif kind == "avi" and self._last is not None:
+            # Chunks may be empty, to show the previous frame again; they still count in the timestamps.
+            declared, read = int(self.FAR_FEWER * self._stream.frames), max(read, (self._last.dts or 0) + 1)
+        if read < declared:
+            return f"it holds {read} of the {max(declared, self._stream.frames)} frames that its header lists"
+        seconds = (self._container.duration or 0) / av.time_base
+        if kind in ("matroska,webm", "flv") and self._end < self.FAR_FEWER * seconds:
+            return f"it ends at {self._end:.2f} s of the {seconds:.2f} s that its header tells"
+        return None
+
+
+def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+    """The upright RGB image, uint8 [h, w, 3], of a frame; one of another size than the first is scaled to `size`."""
+    if (frame.width, frame.height) != size:
+        frame = frame.reformat(*size)
+    image = frame.to_ndarray(format="rgb24")
+    matrix = _display_matrix(frame)
+    if matrix is None:
+        return image
+    (a, b), (c, d) = matrix  # pixel (x, y) is shown at (a x + c y, b x + d y)
+    quarter = abs(b) > abs(a)
+    if quarter:
+        image = image.swapaxes(0, 1)
+    if (c if quarter else a) < 0:
+        image = image[:, ::-1]
+    return image[::-1] if (b if quarter else d) < 0 else image
+
+
+def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Height and width in pixels of a frame once it is upright."""
+    matrix = _display_matrix(frame)
+    lies = matrix is not None and abs(matrix[0, 1]) > abs(matrix[0, 0])
+    return (frame.width, frame.height) if lies else (frame.height, frame.width)
+
+
+def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+    """The linear part [2, 2] of the file's rotation and flip, None where the picture is shown as it is stored."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2]
+    (a, b), (c, d) = matrix.tolist()
+    return None if a > abs(b) and d > abs(c) else matrix
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _report(source: _Source, found: _Pass, strict: bool) -> None:
+    """Say once that a file broke off."""
+    if found.breakage is None:
+        return
+    message = f"{source.name} breaks off after {found.num_frames} decodable frames ({found.breakage})"
+    if strict:
+        raise VideoDecodeError(f"{message}.")
+    warnings.warn(f"{message}; only these are used.", stacklevel=3)
+
+
+def _as_indices(indices: Any) -> np.ndarray:
+    """Frame numbers as int64 [t]."""
+    array = np.asarray(indices)
+    if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"sample must give a flat list of at least one whole number, got {indices!r}.")
+    return array.astype(np.int64)
+
+
+def _in_range(source: _Source, indices: np.ndarray | None, num_frames: int) -> np.ndarray:
+    """The indices, all frames where there are none, refusing those that the video does not have."""
+    if indices is None:
+        return np.arange(num_frames)
+    outside = indices[(indices < 0) | (indices >= num_frames)]
+    if outside.size:
+        raise ValueError(f"{source.name} has frames 0 to {num_frames - 1}; there is no frame {outside[0]}.")
+    return indices
+
+
+# Decoders that seek. A reader gives uint8 [t, h, w, 3], or None for a file that turns out to be damaged.
+
+
+def _read_with_decord(file: Any, indices: np.ndarray, num_frames: int) -> np.ndarray | None:
+    decord = importlib.import_module("decord")
+    try:
+        video = decord.VideoReader(file, num_threads=1)
+        if len(video) != num_frames:
+            return None
+        # With the last frame, which a file that broke off does not have.
+        return video.get_batch([*indices.tolist(), num_frames - 1]).asnumpy()[:-1]
+    except (RuntimeError, decord.DECORDError):
+        return None
+
+
+def _read_with_torchcodec(file: Any, indices: np.ndarray, num_frames: int) -> np.ndarray | None:
+    decoders = importlib.import_module("torchcodec.decoders")
+    try:
+        video = decoders.VideoDecoder(file, dimension_order="NHWC", seek_mode="exact")
+        if len(video) != num_frames:
+            return None
+        return video.get_frames_at([*indices.tolist(), num_frames - 1]).data[:-1].numpy()
+    except (RuntimeError, ValueError, IndexError):
+        return None
+
+
+_SEEKERS = {"decord": _read_with_decord, "torchcodec": _read_with_torchcodec}
+
+
+@functools.cache
+def _problem(backend: str) -> str | None:
+    """Why a seeking backend does not work here, found by decoding a small video; None where it works.
+
+    torchcodec without FFmpeg is installed and may even import, and fails on the first video.
+    """
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 64
+        for packet in (*stream.encode(av.VideoFrame(64, 64, "yuv420p")), *stream.encode()):
+            container.mux(packet)
+    try:
+        frames = _SEEKERS[backend](io.BytesIO(buffer.getvalue()), np.zeros(1, np.int64), 1)
+    except Exception as error:  # shared libraries that fail to load raise many classes
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None if frames is not None else "it cannot decode a small MPEG-4 video"
+
+
+def _check_backend(backend: str) -> None:
+    """Refuse a backend that does not exist or does not work here, naming those that do."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
+    if backend in _SEEKERS and (problem := _problem(backend)) is not None:
+        works = ", ".join(["pyav", *(name for name in _SEEKERS if _problem(name) is None)])
+        raise ImportError(f"backend={backend!r} does not work here ({problem}); available: {works}.")
