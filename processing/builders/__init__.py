@@ -1,0 +1,114 @@
+"""Video data sets as `datasets` builders, and one function that picks the right one.
+
+>>> test = load_videos("ucf101", "test", name="split1", data_dir="/data/ucf101")
+>>> train = load_videos("my_clips.csv", "train")
+>>> train = load_videos("my_clips", streaming=True)["train"]  # a folder a class
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from .clip_list import Clip, ClipListBuilder, ClipListConfig
+from .hmdb51 import HMDB51
+from .kinetics import Kinetics
+from .ucf101 import UCF101
+from .video_folder import VideoFolder
+from .video_list import VideoList
+
+BUILDERS: dict[str, type[ClipListBuilder]] = {"kinetics": Kinetics, "ucf101": UCF101, "hmdb51": HMDB51}
+
+__all__ = [
+    "BUILDERS",
+    "HMDB51",
+    "UCF101",
+    "Clip",
+    "ClipListBuilder",
+    "ClipListConfig",
+    "Kinetics",
+    "VideoFolder",
+    "VideoList",
+    "load_videos",
+    "video_builder",
+]
+
+
+def video_builder(
+    source: str | Path | Mapping[str, str], name: str | None = None, cache_dir: str | None = None, **config: Any
+) -> ClipListBuilder:
+    """Return the builder for a benchmark, a CSV list or a folder of videos.
+
+    Args:
+        source: Name of a benchmark, one of `BUILDERS`; a CSV file `path,label[,start,end]`, or {split: CSV file}; or a
+            folder with a folder a class.
+        name: Configuration of a benchmark, for example `split1` or `kinetics600_split2`; its first one by default.
+        cache_dir: Where prepared rows are kept; that of `datasets` by default.
+        **config: Fields of the builder's configuration: `data_dir`, `splits`, `label_file`, `list_dir`, ...
+
+    Returns:
+        The builder. Its lists have been read and checked: `builder.config.clips`.
+
+    Raises:
+        FileNotFoundError: if the source, a list, or every clip of a split is missing.
+        ValueError: if the lists are not what they should be; one sentence says where.
+    """
+    if isinstance(source, Mapping):
+        return VideoList(cache_dir=cache_dir, files={split: str(file) for split, file in source.items()}, **config)
+    if source in BUILDERS:
+        builder = BUILDERS[str(source)]
+        names = [each.name for each in builder.BUILDER_CONFIGS]
+        if name is not None and name not in names:
+            raise ValueError(f"{source} has no configuration {name!r}; choose one of {', '.join(names)}.")
+        return builder(cache_dir=cache_dir, config_name=name, **config)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return VideoFolder(cache_dir=cache_dir, data_dir=str(path), **config)
+    if path.suffix.lower() == ".csv":
+        split = (config.get("splits") or ("train",))[0]
+        return VideoList(cache_dir=cache_dir, files={split: str(path)}, **config)
+    raise FileNotFoundError(
+        f"{source} is no folder, no CSV file and no known data set; known are {', '.join(BUILDERS)}."
+    )
+
+
+def load_videos(
+    source: str | Path | Mapping[str, str],
+    split: str | None = None,
+    *,
+    name: str | None = None,
+    streaming: bool = False,
+    num_proc: int | None = None,
+    cache_dir: str | None = None,
+    **config: Any,
+) -> datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict:
+    """Load the clips of a benchmark, a CSV list or a folder of videos, undecoded.
+
+    Args:
+        source: See `video_builder`.
+        split: Split, or slice of one such as `"test[:10%]"`; all splits by default. A lone CSV file, or a folder
+            without folders of splits, is the split asked for, by default `train`.
+        name: Configuration of a benchmark.
+        streaming: Give an iterable data set and write nothing.
+        num_proc: Processes that prepare the rows.
+        cache_dir: Where prepared rows are kept; that of `datasets` by default.
+        **config: Fields of the builder's configuration.
+
+    Returns:
+        Rows of `video`, `label`, `path` and, where the list has them, `start` and `end` (see `ClipListBuilder`); a
+        dictionary of data sets without `split`.
+
+    Raises:
+        FileNotFoundError: if the source, a list, or every clip of a split is missing.
+        ValueError: if the lists are not what they should be, or there is no such split.
+    """
+    wanted = tuple(re.findall(r"(?:^|\+)\s*(\w+)", split)) if split else ()
+    if wanted:
+        config.setdefault("splits", wanted)  # the lists of other splits need not be there
+    builder = video_builder(source, name, cache_dir, **config)
+    if streaming:
+        return builder.as_streaming_dataset(split)
+    builder.download_and_prepare(num_proc=num_proc)
+    return builder.as_dataset(split)

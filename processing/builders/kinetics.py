@@ -1,0 +1,133 @@
+"""Kinetics-400 and Kinetics-600 (Kay et al., 2017; Carreira et al., 2018) as most people have them.
+
+Lists are the published CSV files, `label,youtube_id,time_start,time_end,split`; clips are already cut out of their
+videos and named `<youtube_id>_<time_start>_<time_end>.mp4`, both times with six digits, in one folder or one a class.
+"""
+
+import csv
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..label_sets import LabelSet, load_label_set
+from .clip_list import Clip, ClipListBuilder, OfficialListConfig
+
+SPLITS = ("train", "validation", "test")
+_SPLIT_NAMES = {
+    "train": "train",
+    "val": "validation",
+    "validate": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+_LIST_NAME = re.compile(
+    r"(?:(?:kinetics|k)[-_]?(?P<edition>\d+)[-_])?(?P<split>train|val|validate|validation|test)\.csv"
+)
+_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
+
+
+@dataclass
+class KineticsConfig(OfficialListConfig):
+    """One edition of Kinetics, and which of its classes.
+
+    Attributes:
+        edition: Number of classes in the lists, 400 or 600.
+        classes: Name of a label set; all classes in the lists, by name, if None. Rows of other classes are an error,
+            or left out with `subset`.
+        subset: Take only the rows of `classes`.
+    """
+
+    edition: int = 400
+    classes: str | None = None
+    subset: bool = False
+
+    def read_label_set(self) -> LabelSet:
+        """Return the classes of `classes`, or those in the lists, sorted."""
+        if self.classes is not None:
+            return load_label_set(self.classes)
+        return LabelSet(self.name, tuple(sorted({row["label"] for rows in self._rows.values() for row in rows})))
+
+    @cached_property
+    def _list_names(self) -> dict[str, list[str]]:
+        """{split: names of the files that may be its list}."""
+        names = defaultdict(list)
+        for name in self._lists:
+            match = _LIST_NAME.fullmatch(name.lower())
+            if match and match["edition"] in (None, str(self.edition)):
+                names[_SPLIT_NAMES[match["split"]]].append(name)
+        return names
+
+    def split_names(self) -> tuple[str, ...]:
+        """Return the splits whose lists are there, or all of them if some are asked for by name."""
+        found = tuple(split for split in SPLITS if self.splits or split in self._list_names)
+        if not found:
+            raise FileNotFoundError(
+                f"No list of {self.title} (train.csv, val.csv, test.csv) is under {self.list_dir or self.root}; put "
+                "the published CSV files there, or give their folder as list_dir."
+            )
+        return found
+
+    @cached_property
+    def _list_paths(self) -> dict[str, Path]:
+        paths = {}
+        for split in self.wanted_splits:
+            names = sorted(self._list_names.get(split, [f"{split}.csv"]))
+            if len(names) > 1:
+                raise ValueError(
+                    f"{' and '.join(names)} may both be the {split} list of {self.title}; give the folder of the "
+                    "right one as list_dir."
+                )
+            paths[split] = self.find_list(names[0])
+        return paths
+
+    @cached_property
+    def _rows(self) -> dict[str, list[dict[str, str]]]:
+        rows = {}
+        for split, path in self._list_paths.items():
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+                if missing:
+                    raise ValueError(
+                        f"{path} has no column {missing[0]}; its first line must be {','.join(_COLUMNS)},split."
+                    )
+                rows[split] = list(reader)
+        return rows
+
+    def read_clips(self) -> dict[str, list[Clip]]:
+        """Return the clips of the published lists, of the classes wanted."""
+        clips: dict[str, list[Clip]] = {}
+        for split, rows in self._rows.items():
+            path = self._list_paths[split]
+            clips[split] = []
+            for number, row in enumerate(rows, start=2):
+                where = f"{path}, line {number}"
+                if self.subset and row["label"] not in self.label_set.classes:
+                    continue
+                label = self.label(row["label"], where)
+                try:
+                    start, end = int(float(row["time_start"])), int(float(row["time_end"]))
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{where}: time_start and time_end must be numbers of seconds.") from error
+                clips[split].append(Clip(self.find_video(f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"), label))
+        return clips
+
+
+class Kinetics(ClipListBuilder):
+    """Kinetics: `kinetics400`, `kinetics600`, and the zero-shot sets of 160 classes `kinetics600_split1`, `2`, `3`.
+
+    The splits are those of `train`, `validation` and `test` whose lists are there.
+    """
+
+    BUILDER_CONFIG_CLASS = KineticsConfig
+    BUILDER_CONFIGS = [
+        KineticsConfig(name="kinetics400", edition=400, classes="kinetics400"),
+        KineticsConfig(name="kinetics600", edition=600),
+        *(
+            KineticsConfig(name=name, edition=600, classes=name, subset=True)
+            for name in ("kinetics600_split1", "kinetics600_split2", "kinetics600_split3")
+        ),
+    ]
+    DEFAULT_CONFIG_NAME = "kinetics400"
