@@ -15,6 +15,7 @@ import datasets
 from .clip_list import Clip, ClipListBuilder, ClipListConfig
 from .hmdb51 import HMDB51
 from .kinetics import Kinetics
+from .moving_shapes import MovingShapes, MovingShapesConfig
 from .ucf101 import UCF101
 from .video_folder import VideoFolder
 from .video_list import VideoList
@@ -29,6 +30,8 @@ __all__ = [
     "ClipListBuilder",
     "ClipListConfig",
     "Kinetics",
+    "MovingShapes",
+    "MovingShapesConfig",
     "VideoFolder",
     "VideoList",
     "load_videos",

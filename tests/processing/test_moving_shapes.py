@@ -1,0 +1,192 @@
+"""The MovingShapes world: its classes, its pictures and its files."""
+
+import io
+
+import av
+import numpy as np
+import pytest
+
+from processing.builders.moving_shapes import (
+    COLORS,
+    MOTIONS,
+    NEW_MOTIONS,
+    OPPOSITE_MOTIONS,
+    SHAPES,
+    SPLITS,
+    TRAINED_MOTIONS,
+    MovingShapes,
+    MovingShapesConfig,
+    encode_mp4,
+    render_clip,
+    render_stills,
+    sample_scenes,
+)
+
+TINY = {"train_objects": 6, "motions_per_object": 2, "train_videos_per_class": 2, "eval_videos_per_class": 1}
+
+
+def objects_of(classes):
+    return {(color, shape) for color, shape, _ in classes}
+
+
+def decode(file: bytes) -> np.ndarray:
+    with av.open(io.BytesIO(file)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def centres(frames: np.ndarray, color: str) -> np.ndarray:
+    """Centre of the object in each frame, (x, y) in 0…1, [t, 2]: the pixels whose colour is nearer to its own."""
+    frames, background = frames.astype(float), np.median(frames.astype(float), axis=(0, 1, 2))
+    own = np.linalg.norm(frames - np.array(COLORS[color]), axis=-1) < np.linalg.norm(frames - background, axis=-1)
+    return np.array([np.argwhere(mask).mean(0)[::-1] for mask in own]) / frames.shape[1]
+
+
+def areas(frames: np.ndarray, color: str) -> np.ndarray:
+    frames, background = frames.astype(float), np.median(frames.astype(float), axis=(0, 1, 2))
+    own = np.linalg.norm(frames - np.array(COLORS[color]), axis=-1) < np.linalg.norm(frames - background, axis=-1)
+    return own.sum((1, 2))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    builder = MovingShapes(cache_dir=str(tmp_path_factory.mktemp("one")), **TINY)
+    builder.download_and_prepare()
+    return builder
+
+
+@pytest.mark.parametrize("train_objects", [6, 12, 18, 24])
+@pytest.mark.parametrize("motions_per_object", [2, 4, 6])
+def test_splits_ask_what_they_say(train_objects, motions_per_object):
+    config = MovingShapesConfig(train_objects=train_objects, motions_per_object=motions_per_object)
+    classes = {split: config.classes(split) for split in SPLITS}
+    train = set(classes["train"])
+    assert len(classes["train"]) == len(train) == train_objects * motions_per_object
+    assert classes["validation"] == classes["test"] == classes["train"]
+    assert len(objects_of(train)) == train_objects
+    assert {color for color, _, _ in train} == set(COLORS)
+    assert {shape for _, shape, _ in train} == set(SHAPES)
+    assert {motion for _, _, motion in train} == set(TRAINED_MOTIONS)
+
+    compositions = set(classes["test_compositions"])
+    assert not compositions & train
+    assert compositions | train == {(*thing, motion) for thing in objects_of(train) for motion in TRAINED_MOTIONS}
+    assert not objects_of(classes["test_objects"]) & objects_of(train)
+    assert {motion for _, _, motion in classes["test_objects"]} == set(TRAINED_MOTIONS)
+    assert objects_of(classes["test_motions"]) == objects_of(train)
+    assert {motion for _, _, motion in classes["test_motions"]} == set(NEW_MOTIONS)
+
+
+def test_object_does_not_tell_the_class():
+    train = set(MovingShapesConfig().classes("train"))
+    opposite = dict(OPPOSITE_MOTIONS) | {b: a for a, b in OPPOSITE_MOTIONS}
+    assert all((color, shape, opposite[motion]) in train for color, shape, motion in train)
+    # Nor does a colour or a shape alone: each occurs with all motions.
+    for part in (0, 1):
+        for value in {parts[part] for parts in train}:
+            assert {parts[2] for parts in train if parts[part] == value} == set(TRAINED_MOTIONS)
+
+
+@pytest.mark.parametrize(
+    ("motion", "measure"),
+    [
+        ("moving left", lambda frames: centres(frames, "red")[0, 0] - centres(frames, "red")[-1, 0]),
+        ("moving right", lambda frames: centres(frames, "red")[-1, 0] - centres(frames, "red")[0, 0]),
+        ("moving up", lambda frames: centres(frames, "red")[0, 1] - centres(frames, "red")[-1, 1]),
+        ("moving down", lambda frames: centres(frames, "red")[-1, 1] - centres(frames, "red")[0, 1]),
+        ("growing", lambda frames: areas(frames, "red")[-1] / areas(frames, "red")[0] - 1.3),
+        ("shrinking", lambda frames: areas(frames, "red")[0] / areas(frames, "red")[-1] - 1.3),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_motion_in_the_file_is_the_one_named(motion, measure, seed):
+    frames = decode(encode_mp4(render_clip("red", "square", motion, np.random.default_rng(seed)), fps=8))
+    assert measure(frames) > 0.2
+
+
+def test_standing_still_is_still_and_the_rest_is_not():
+    for motion in MOTIONS:
+        frames = render_clip("cyan", "bar", motion, np.random.default_rng(1)).astype(float)
+        changed = np.abs(frames - frames[0]).max()
+        assert changed == 0 if motion == "standing still" else changed > 50, motion
+
+
+def test_file_survives_encoding():
+    """8-bit H.264 that any player shows, with as many frames as were filmed and colours as painted."""
+    frames = render_clip("purple", "star", "spinning", np.random.default_rng(0))
+    file = encode_mp4(frames, fps=8)
+    with av.open(io.BytesIO(file)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 8)
+    decoded = decode(file)
+    assert decoded.shape == frames.shape == (16, 64, 64, 3)
+    assert np.abs(decoded.astype(float) - frames).mean() < 6
+    assert encode_mp4(frames, fps=8) == file
+
+
+def test_stills_trail_only_with_a_slow_shutter():
+    n = 40
+    scenes = sample_scenes(["red"] * n, ["square"] * n, ["moving left"] * n, np.random.default_rng(0))
+    moments = np.full(n, 0.5)
+    slow, fast = (
+        render_stills(scenes, moments, np.full(n, sharp), np.random.default_rng(0)).astype(float)
+        for sharp in (False, True)
+    )
+    assert slow.shape == (n, 32, 32, 3)
+    # What differs lies to the right of the object, which goes left.
+    columns = np.abs(slow - fast).max(-1).sum(1)  # [n, w]
+    behind = (columns * np.arange(32)).sum(1) / columns.sum(1)
+    assert (behind > (scenes.x + 1) * 16).mean() > 0.9
+
+
+def test_builder_gives_files_with_labels(built):
+    for split in SPLITS:
+        dataset = built.as_dataset(split)
+        names = built.class_names(split)
+        videos = 2 if split == "train" else 1
+        assert len(dataset) == len(names) * videos
+        found = [dataset.features["label"].int2str(row["label"]) for row in dataset]
+        assert [found.count(name) for name in names] == [videos] * len(names)
+        row = dataset[0]
+        assert row["video"]["path"].endswith(".mp4")
+        assert decode(row["video"]["bytes"]).shape == (16, 64, 64, 3)
+
+
+def test_no_clip_occurs_twice(built):
+    files = [row["video"]["bytes"] for split in SPLITS for row in built.as_dataset(split)]
+    assert len(set(files)) == len(files)
+
+
+def test_same_files_from_two_processes_and_from_a_stream(built, tmp_path):
+    shared_out = MovingShapes(cache_dir=str(tmp_path), **TINY)
+    shared_out.download_and_prepare(num_proc=2)
+    assert shared_out.as_dataset("train").to_list() == built.as_dataset("train").to_list()
+    stream = built.as_streaming_dataset("test_motions")
+    assert stream.num_shards == len(built.class_names("test_motions"))
+    assert list(stream) == built.as_dataset("test_motions").to_list()
+
+
+def test_seed_changes_the_clips_not_the_classes(built, tmp_path):
+    other = MovingShapes(cache_dir=str(tmp_path), **TINY, seed=1)
+    row, other_row = next(iter(built.as_streaming_dataset("test"))), next(iter(other.as_streaming_dataset("test")))
+    assert row["label"] == other_row["label"]
+    assert row["video"]["bytes"] != other_row["video"]["bytes"]
+    assert other.class_names("train") == built.class_names("train")
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ({"train_objects": 7}, "train_objects"),
+        ({"motions_per_object": 3}, "motions_per_object"),
+        ({"image_size": 63}, "even"),
+        ({"num_frames": 0}, "num_frames"),
+    ],
+)
+def test_bad_config_is_one_sentence(bad, word):
+    with pytest.raises(ValueError, match=word):
+        MovingShapesConfig(**bad)
+
+
+def test_unknown_split_is_one_sentence():
+    with pytest.raises(ValueError, match="no split 'tset'"):
+        MovingShapesConfig().classes("tset")
