@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, GenerationConfig, PreTrainedConfig
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 # Keys that transformers itself writes into, or accepts for, any config without declaring them as fields.
 _TRANSFORMERS_KEYS = {
@@ -29,12 +29,7 @@ class _CheckedConfig(PreTrainedConfig):
 
     @classmethod
     def _knows(cls, key: str) -> bool:
-        return (
-            key.startswith("_")
-            or key in _TRANSFORMERS_KEYS
-            or key in {field.name for field in fields(cls)}
-            or key in GenerationConfig._get_default_generation_params()
-        )
+        return key.startswith("_") or key in _TRANSFORMERS_KEYS or key in {field.name for field in fields(cls)}
 
     def __post_init__(self, **kwargs):
         unknown = sorted(key for key in kwargs if not self._knows(key))
@@ -126,7 +121,13 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
     """
 
     model_type = "mote"
-    keys_to_ignore_at_inference = ["hidden_states", "attentions", "video_embeds", "modulation", "temporal_model_output"]
+    keys_to_ignore_at_inference = [
+        "hidden_states",
+        "attentions",
+        "video_embeds",
+        "modulation",
+        "temporal_model_output",
+    ]
     sub_configs_defaults = {
         "vision_config": CLIPVisionConfig,
         "text_config": CLIPTextConfig,
@@ -189,7 +190,10 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
             raise ValueError(f"modulation_temperature must be positive, got {self.modulation_temperature}.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
-        valid = [tau == "inf" or (isinstance(tau, (int, float)) and math.isfinite(tau) and tau != 0) for tau in self.merge_temperatures]
+        valid = [
+            tau == "inf" or (isinstance(tau, (int, float)) and math.isfinite(tau) and tau != 0)
+            for tau in self.merge_temperatures
+        ]
         if not valid or not all(valid):
             raise ValueError(
                 f'merge_temperatures must hold finite numbers other than 0, or "inf", and at least one: got {self.merge_temperatures}.'

@@ -104,13 +104,18 @@ def count(tensors: dict[str, torch.Tensor], pattern: str) -> int:
     return max((int(match[1]) + 1 for key in tensors if (match := re.match(pattern, key))), default=0)
 
 
-def infer_config(image: dict[str, torch.Tensor], head: dict[str, torch.Tensor], clip: CLIPModel, num_frames: int) -> MoTEConfig:
+def infer_config(
+    image: dict[str, torch.Tensor], head: dict[str, torch.Tensor], clip: CLIPModel, num_frames: int
+) -> MoTEConfig:
     """The config of the temporal head, from its tensors' sizes; the towers' is CLIP's, which the image tower must fit.
 
     Raises:
         ConversionError: where a size can't be told, or the image tower's depth is not that of `clip`.
     """
-    layers, clip_layers = count(image, r"visual\.transformer\.resblocks\.(\d+)\."), clip.config.vision_config.num_hidden_layers
+    layers, clip_layers = (
+        count(image, r"visual\.transformer\.resblocks\.(\d+)\."),
+        clip.config.vision_config.num_hidden_layers,
+    )
     if layers != clip_layers:
         raise ConversionError(
             f"The checkpoint's image tower has {layers} layers and --clip's {clip_layers}: name the CLIP that it was trained from."
@@ -124,7 +129,11 @@ def infer_config(image: dict[str, torch.Tensor], head: dict[str, torch.Tensor], 
             f"The checkpoint's features are {seen.shape[1]} wide and --clip's {clip.config.projection_dim}: name the CLIP that it was trained from."
         )
     return MoTEConfig(
-        **{key: value for key, value in clip.config.to_dict().items() if key in ("text_config", "vision_config", "projection_dim")},
+        **{
+            key: value
+            for key, value in clip.config.to_dict().items()
+            if key in ("text_config", "vision_config", "projection_dim")
+        },
         logit_scale_init_value=clip.config.logit_scale_init_value,
         temporal_config={
             "intermediate_size": up.shape[0],
@@ -150,7 +159,10 @@ def key_table(config: MoTEConfig) -> Iterator[tuple[list[str], list[str]]]:
             )
     for layer in range(temporal.num_hidden_layers):
         for source, names in BLOCK.items():
-            yield [f"transformer.resblocks.{layer}.{source}"], [f"temporal_model.layers.{layer}.{name}" for name in names]
+            yield (
+                [f"transformer.resblocks.{layer}.{source}"],
+                [f"temporal_model.layers.{layer}.{name}" for name in names],
+            )
         for source, target in EXPERTS.items():
             yield (
                 [f"transformer.resblocks.{layer}.{source.format(expert)}" for expert in range(temporal.num_experts)],
@@ -169,7 +181,11 @@ def convert_state_dict(original: dict[str, torch.Tensor], config: MoTEConfig) ->
     missing = sorted(expected - set(original))
     unexpected = sorted(key for key in set(original) - expected if not key.endswith("mote_fusion_weight"))
     if missing or unexpected:
-        said = [f"{len(keys)} {kind} keys: {', '.join(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected)) if keys]
+        said = [
+            f"{len(keys)} {kind} keys: {', '.join(keys)}"
+            for kind, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
         raise ConversionError(f"The checkpoint does not fit a MoTE of its sizes; {'; '.join(said)}.")
     converted = {}
     for sources, targets in table:
@@ -180,7 +196,9 @@ def convert_state_dict(original: dict[str, torch.Tensor], config: MoTEConfig) ->
             tensors = list(tensors[0].chunk(3))
         elif ".mlp.fc_" in sources[0]:
             if len({tensor.shape for tensor in tensors}) > 1:
-                raise ConversionError(f"The experts of {sources[0].rsplit('.', 2)[0]} differ in size; they can't be merged.")
+                raise ConversionError(
+                    f"The experts of {sources[0].rsplit('.', 2)[0]} differ in size; they can't be merged."
+                )
             tensors = [torch.stack(tensors)]
         converted.update((target, tensor.contiguous()) for target, tensor in zip(targets, tensors, strict=True))
     return converted
@@ -197,7 +215,9 @@ def merge_weights(head: dict[str, torch.Tensor], config: MoTEConfig) -> torch.Te
     return None if torch.allclose(merge, torch.full_like(merge, 1 / temporal.num_experts)) else merge
 
 
-def class_names(model: MoTEForVideoClassification, tokenizer: Any, features: torch.Tensor, labels: Path | None) -> list[str]:
+def class_names(
+    model: MoTEForVideoClassification, tokenizer: Any, features: torch.Tensor, labels: Path | None
+) -> list[str]:
     """Names of the training classes: the label file's, or Kinetics-400's where the features prove them, or LABEL_i with a warning."""
     n = len(features)
     if labels is not None:
@@ -207,7 +227,9 @@ def class_names(model: MoTEForVideoClassification, tokenizer: Any, features: tor
         return names
     if n == 400:
         names = list(load_label_set("kinetics400").classes)
-        nearest = (encode_classes(model, tokenizer, names) @ torch.nn.functional.normalize(features, dim=-1).T).argmax(0)
+        nearest = (encode_classes(model, tokenizer, names) @ torch.nn.functional.normalize(features, dim=-1).T).argmax(
+            0
+        )
         if nearest.tolist() == list(range(n)):
             return names
     warnings.warn(
@@ -223,7 +245,9 @@ def card_stub(record: dict[str, Any], config: MoTEConfig) -> ModelCard:
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="video-classification",
-        base_model=record["clip"] if re.fullmatch(r"[\w.-]+/[\w.-]+", record["clip"]) and not Path(record["clip"]).exists() else None,
+        base_model=record["clip"]
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", record["clip"]) and not Path(record["clip"]).exists()
+        else None,
         tags=["mote", "zero-shot-video-classification", "clip", "video"],
     )
     text = f"""# MoTE
@@ -298,7 +322,10 @@ def convert(
     merge = merge_weights(head, config)
     if merge is not None:
         model.merge_experts(weights=merge)
-    model.set_training_classes(class_names(model, tokenizer, head["spe_cls_feature"], None if labels is None else Path(labels)), head["spe_cls_feature"])
+    model.set_training_classes(
+        class_names(model, tokenizer, head["spe_cls_feature"], None if labels is None else Path(labels)),
+        head["spe_cls_feature"],
+    )
 
     side = clip_model.config.vision_config.image_size
     video_processor = MoTEVideoProcessor(
@@ -313,7 +340,9 @@ def convert(
         "clip": str(clip),
         "alpha": alpha,
         "epoch": epoch,
-        "merge": "uniform at inference" if merge is None else [[round(share, 6) for share in row] for row in merge.tolist()],
+        "merge": "uniform at inference"
+        if merge is None
+        else [[round(share, 6) for share in row] for row in merge.tolist()],
         "classes": len(head["spe_cls_feature"]),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -339,7 +368,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True, help="the authors' .pt file")
     parser.add_argument("--clip", required=True, help="the CLIP it was trained from: folder or Hub id")
     parser.add_argument("--output", required=True, help="folder to create")
-    parser.add_argument("--alpha", type=float, default=0.99, help="weight of the fine-tuned image tower against CLIP's (authors: 0.99)")
+    parser.add_argument(
+        "--alpha", type=float, default=0.99, help="weight of the fine-tuned image tower against CLIP's (authors: 0.99)"
+    )
     parser.add_argument("--labels", help="CSV or text file with the training classes' names in order")
     parser.add_argument("--num-frames", type=int, default=8, help="frames the checkpoint was trained with (default 8)")
     arguments = parser.parse_args()

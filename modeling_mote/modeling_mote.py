@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import CLIPModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -152,6 +153,11 @@ class MoTEExperts(nn.Module):
         self.activation_fn = ACT2FN[config.hidden_act]
         self._uniform: tuple[Any, list[torch.Tensor]] | None = None  # (key, merged weights): see uniform_weights
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias"):
+            self._uniform = None  # whoever reads a weight may edit it through `.data`, which no version counter sees
+        return super().__getattr__(name)
+
     def weights(self) -> list[torch.Tensor]:
         return [self.up_proj, self.up_proj_bias, self.down_proj, self.down_proj_bias]
 
@@ -166,7 +172,7 @@ class MoTEExperts(nn.Module):
 
     def uniform_weights(self) -> list[torch.Tensor]:
         """The uniform merge of inference (Eq. 6): computed once, and again only after a weight changed."""
-        weights = self.weights()
+        cached, weights = self._uniform, self.weights()
         uniform = weights[0].new_full((len(weights[0]),), 1 / len(weights[0]), dtype=torch.float32)
         # A cached merge must not outlive its weights: autograd, graphs and weights computed on access (adapters) get a new one.
         if (
@@ -174,14 +180,15 @@ class MoTEExperts(nn.Module):
             or torch.is_grad_enabled()
             or is_torchdynamo_compiling()
             or torch.compiler.is_exporting()
-            or nn.utils.parametrize.is_parametrized(self)
-            or any(weight.is_inference() for weight in weights)
+            or any(weight.is_inference() or not isinstance(weight, nn.Parameter) for weight in weights)
         ):
             return self.merge(uniform)
-        key = [(weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights]
-        if self._uniform is None or self._uniform[0] != key:
-            self._uniform = (key, self.merge(uniform))
-        return self._uniform[1]
+        # The weak reference keeps a freed storage's address from being taken for the same weights.
+        key = [(StorageWeakRef(weight.untyped_storage()), weight.data_ptr(), weight._version) for weight in weights]
+        if cached is None or cached[0] != key:
+            cached = (key, self.merge(uniform))
+        self._uniform = cached
+        return cached[1]
 
     def forward(self, hidden_states: torch.Tensor, mixture: torch.Tensor | None = None) -> torch.Tensor:
         up, up_bias, down, down_bias = self.uniform_weights() if mixture is None else self.merge(mixture)
@@ -217,8 +224,8 @@ class MoTETemporalLayer(GradientCheckpointingLayer):
         attended, _ = self.self_attn(self.layer_norm1(hidden_states), **kwargs)
         hidden_states = hidden_states + attended
         normed = self.layer_norm2(hidden_states)
-        mixed = self.mlp(normed, mixture) if isinstance(self.mlp, MoTEExperts) else self.mlp(normed)
-        return hidden_states + mixed
+        # Not by the type of `mlp`: an adapter may wrap it.
+        return hidden_states + (self.mlp(normed) if mixture is None else self.mlp(normed, mixture))
 
 
 class MoTEPreTrainedModel(CLIPPreTrainedModel):
@@ -283,6 +290,7 @@ class MoTETemporalModel(MoTEPreTrainedModel):
     """The temporal Transformer h: frame positions are added to its input, its layers' feed-forwards are mixtures of experts."""
 
     config: MoTETemporalConfig
+    base_model_prefix = "temporal_model"  # loads by itself from a whole MoTE's checkpoint
     main_input_name = "frame_embeds"
     input_modalities = ("video",)
     _can_record_outputs = {"hidden_states": MoTETemporalLayer, "attentions": CLIPAttention}
@@ -320,20 +328,22 @@ class MoTETemporalModel(MoTEPreTrainedModel):
         choices = torch.stack([merging_weights(self.config.num_experts, tau) for tau in temperatures]).to(device)
         return choices[torch.randint(len(choices), (len(self.layers),), generator=generator, device=device)]
 
-    def positions(self, num_frames: int, trained_frames: int | None = None) -> torch.Tensor:
+    def positions(
+        self, num_frames: int, trained_frames: int | None = None, device: torch.device | None = None
+    ) -> torch.Tensor:
         """Rows of the position table for t frames, [t, d]; resampled linearly from the first `trained_frames` where given."""
-        table = self.position_embedding.weight
-        if trained_frames is not None and num_frames != trained_frames:
-            rows = F.interpolate(
-                table[:trained_frames].T[None].float(), size=num_frames, mode="linear", align_corners=True
-            )
-            return rows[0].T.to(table.dtype)
-        if num_frames > len(table):
+        rows = num_frames if trained_frames is None else trained_frames
+        if rows > self.config.max_frames:
             raise ValueError(
-                f"{num_frames} frames, but the temporal layers have positions for {len(table)} (temporal_config.max_frames): "
-                "sample fewer, or pass interpolate_frame_positions=True."
+                f"{num_frames} frames, but the temporal layers have positions for {self.config.max_frames} "
+                "(temporal_config.max_frames): sample fewer, or pass interpolate_frame_positions=True."
             )
-        return table[:num_frames]
+        # Looked up by the module, not sliced from its weight, which may be offloaded.
+        table = self.position_embedding(torch.arange(rows, device=device))
+        if rows == num_frames:
+            return table
+        resampled = F.interpolate(table.T[None].float(), size=num_frames, mode="linear", align_corners=True)
+        return resampled[0].T.to(table.dtype)
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -363,8 +373,8 @@ class MoTETemporalModel(MoTEPreTrainedModel):
             if tuple(mixture.shape) != shape:
                 raise ValueError(f"mixture must be [layers, experts] = {list(shape)}, got {list(mixture.shape)}.")
             mixture = mixture.to(frame_embeds.device)
-        positions = self.positions(frame_embeds.shape[-2], trained_frames)
-        hidden_states = frame_embeds + positions.to(frame_embeds.dtype)
+        positions = self.positions(frame_embeds.shape[-2], trained_frames, frame_embeds.device)
+        hidden_states = frame_embeds.to(positions.dtype) + positions
         for index, layer in enumerate(self.layers):
             hidden_states = layer(hidden_states, None if mixture is None else mixture[index], **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
@@ -378,7 +388,9 @@ def merging_weights(num_experts: int, temperature: float | str) -> torch.Tensor:
     """softmax(i / tau) over experts i = 1…E (Eq. 7): [E], float32. Positive tau leans to late experts, negative to early ones."""
     temperature = float(temperature)
     if temperature == 0 or math.isnan(temperature):
-        raise ValueError(f"temperature must be a number other than 0, or infinity for the uniform merge; got {temperature}.")
+        raise ValueError(
+            f"temperature must be a number other than 0, or infinity for the uniform merge; got {temperature}."
+        )
     return torch.softmax(torch.arange(1, num_experts + 1, dtype=torch.float32) / temperature, dim=0)
 
 
@@ -477,7 +489,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
 
         Args:
             pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
-            class_embeds: L2-normalised candidate class features to modulate for, [c, d].
+            class_embeds: candidate class features to modulate for in evaluation, [c, d] (normalised here).
             frame_embeds: frame features to use in place of `pixel_values_videos`, [b, t, d] or [b, v, t, d].
             mixture: how much of each expert every temporal layer uses, [L, E]; None is the uniform merge.
             interpolate_pos_encoding: whether to resample the image tower's positions to frames of another size.
@@ -505,10 +517,10 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             **{**kwargs, "return_dict": True},
         )
         moved = temporal.last_hidden_state.unflatten(0, frame_embeds.shape[:-2])
-        if class_embeds is not None and self.config.training_classes_set:
+        if class_embeds is not None and self.config.training_classes_set and not self.training:
             modulation = temporal_feature_modulation(
                 frame_embeds,
-                class_embeds,
+                self._class_features(class_embeds),
                 self.seen_classes.weight,
                 self.config.modulation_top_k,
                 self.config.modulation_temperature,
@@ -550,7 +562,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
                 f"class_embeds must be [classes, {self.config.projection_dim}] with at least one class, "
                 f"got {list(class_embeds.shape)}."
             )
-        return F.normalize(class_embeds.to(self.logit_scale.device, torch.float32), dim=-1)
+        return F.normalize(class_embeds.to(self.seen_classes.weight.device, torch.float32), dim=-1)
 
     def _cosines(self, pooled: torch.Tensor, class_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised video features as `pooled`, and their cosines to the classes averaged over views, [b, c]; in float32."""
@@ -610,7 +622,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             mixture = self.temporal_model.draw_routing()
         video = self.get_video_features(
             pixel_values_videos,
-            class_embeds=None if self.training or return_loss else class_embeds,
+            class_embeds=None if return_loss else class_embeds,
             frame_embeds=frame_embeds,
             mixture=mixture,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -618,7 +630,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             **kwargs,
         )
         video_embeds, cosines = self._cosines(video.pooler_output, class_embeds)
-        logits_per_video = self.logit_scale.exp().float() * cosines
+        logits_per_video = self.logit_scale.float().exp() * cosines
         loss = None
         if return_loss:
             if len(class_embeds) != len(logits_per_video):
@@ -696,6 +708,8 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             raise ValueError("Pass temperature or weights, not both.")
         if weights is None:
             weights = merging_weights(config.num_experts, "inf" if temperature is None else temperature)
+        if not all(isinstance(layer.mlp, MoTEExperts) for layer in temporal.layers):
+            raise ValueError("An adapter wraps the experts: merge or unload it first.")
         mixture = torch.as_tensor(weights, dtype=torch.float32)
         layers = len(temporal.layers)
         if mixture.shape not in ((config.num_experts,), (layers, config.num_experts)) or not mixture.isfinite().all():
@@ -704,11 +718,12 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             )
         config.experts_merged, config.num_experts = True, 1
         for layer, shares in zip(temporal.layers, mixture.expand(layers, -1), strict=True):
+            trained = layer.mlp.up_proj.requires_grad
             up, up_bias, down, down_bias = layer.mlp.merge(shares.to(layer.mlp.up_proj.device))
             merged = CLIPMLP(config).to(up.device, up.dtype).train(layer.mlp.training)
             merged.fc1.weight, merged.fc1.bias = nn.Parameter(up), nn.Parameter(up_bias)
             merged.fc2.weight, merged.fc2.bias = nn.Parameter(down), nn.Parameter(down_bias)
-            layer.mlp = merged
+            layer.mlp = merged.requires_grad_(trained)
         return self
 
 
@@ -751,8 +766,11 @@ class MoTEForVideoClassification(MoTEModel):
         Raises:
             ValueError: if there are no classes to score, or a shape is wrong.
         """
-        if merge_mixture is not None and (not self.training or labels is None):
-            raise ValueError("merge_mixture fixes the merged pass of a training step: it needs train() mode and labels.")
+        experts_merged = self.config.temporal_config.experts_merged
+        if merge_mixture is not None and (not self.training or labels is None or experts_merged):
+            raise ValueError(
+                "merge_mixture fixes the merged pass of a training step: it needs train() mode, labels and unmerged experts."
+            )
         if class_embeds is not None:
             classes = self._class_features(class_embeds)
         elif self.config.training_classes_set:
@@ -761,14 +779,13 @@ class MoTEForVideoClassification(MoTEModel):
             raise ValueError(
                 "This model has no training classes yet: call set_training_classes(names, embeds) once, or pass class_embeds."
             )
-        experts_merged = self.config.temporal_config.experts_merged
         if mixture is None and self.training and not experts_merged:
             mixture = self.temporal_model.draw_routing()
         kwargs["return_dict"] = True
         video = self.get_video_features(
             pixel_values_videos,
             # The training classes as candidates give rho = 1 whatever the video.
-            class_embeds=None if self.training or class_embeds is None else classes,
+            class_embeds=class_embeds,
             frame_embeds=frame_embeds,
             mixture=mixture,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -776,7 +793,7 @@ class MoTEForVideoClassification(MoTEModel):
             **kwargs,
         )
         video_embeds, cosines = self._cosines(video.pooler_output, classes)
-        scale = self.logit_scale.exp().float()
+        scale = self.logit_scale.float().exp()
         logits = scale * cosines
 
         loss = None

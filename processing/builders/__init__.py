@@ -41,12 +41,12 @@ __all__ = [
 
 def video_builder(
     source: str | Path | Mapping[str, str], name: str | None = None, cache_dir: str | None = None, **config: Any
-) -> ClipListBuilder:
+) -> datasets.GeneratorBasedBuilder:
     """Return the builder for a benchmark, a CSV list or a folder of videos.
 
     Args:
-        source: Name of a benchmark, one of `BUILDERS`; a CSV file `path,label[,start,end]`, or {split: CSV file}; or a
-            folder with a folder a class.
+        source: `moving_shapes`, or the name of a benchmark, one of `BUILDERS`; a CSV file `path,label[,start,end]`, or
+            {split: CSV file}; or a folder with a folder a class.
         name: Configuration of a benchmark, for example `split1` or `kinetics600_split2`; its first one by default.
         cache_dir: Where prepared rows are kept; that of `datasets` by default.
         **config: Fields of the builder's configuration: `data_dir`, `splits`, `label_file`, `list_dir`, ...
@@ -60,6 +60,8 @@ def video_builder(
     """
     if isinstance(source, Mapping):
         return VideoList(cache_dir=cache_dir, files={split: str(file) for split, file in source.items()}, **config)
+    if source == "moving_shapes":
+        return MovingShapes(cache_dir=cache_dir, **config)
     if source in BUILDERS:
         builder = BUILDERS[str(source)]
         names = [each.name for each in builder.BUILDER_CONFIGS]
@@ -73,7 +75,7 @@ def video_builder(
         split = (config.get("splits") or ("train",))[0]
         return VideoList(cache_dir=cache_dir, files={split: str(path)}, **config)
     raise FileNotFoundError(
-        f"{source} is no folder, no CSV file and no known data set; known are {', '.join(BUILDERS)}."
+        f"{source} is no folder, no CSV file and no known data set; known are moving_shapes, {', '.join(BUILDERS)}."
     )
 
 
@@ -108,7 +110,7 @@ def load_videos(
         ValueError: if the lists are not what they should be, or there is no such split.
     """
     wanted = tuple(re.findall(r"(?:^|\+)\s*(\w+)", split)) if split else ()
-    if wanted:
+    if wanted and source != "moving_shapes":
         config.setdefault("splits", wanted)  # the lists of other splits need not be there
     builder = video_builder(source, name, cache_dir, **config)
     if streaming:

@@ -1,0 +1,112 @@
+"""Rows of a video dataset to pixels, in DataLoader workers: decode, sample frames, augment, normalise."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from .augmentation import augment_clip, clip_seed
+from .frame_sampling import sample_indices
+from .video_decoding import VideoDecodeError, decode_video
+from .video_processing_mote import MoTEVideoProcessor, open_encoded
+
+
+class VideoClips(Dataset):
+    """Clips of a `datasets` split as pixels; what is random in one is determined by (seed, epoch, index) alone.
+
+    An item is asked for as `index` or as `(epoch, index)`. It holds `index`, `label` and `pixel_values_videos`, float32 [t, 3, h, w] or,
+    for several views, [v, t, 3, h, w]; or, for a file that cannot be read, `error` in place of the pixels.
+
+    Args:
+        rows: a split with the columns `video` (undecoded), `label`, and maybe `start` and `end` in seconds.
+        video_processor: resizes, crops and normalises.
+        num_frames: frames a clip, t.
+        sampling: mode of [`sample_indices`].
+        num_clips, num_crops: views of a video, v = num_clips · num_crops, the crops of one clip side by side.
+        transform: random transform of a clip's frames, see [`train_transform`]; the processor then only normalises.
+        labels: dataset's label → class index, where they differ.
+        seed: of frames and transforms.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        video_processor: MoTEVideoProcessor,
+        num_frames: int,
+        sampling: str = "uniform",
+        num_clips: int = 1,
+        num_crops: int = 1,
+        transform: v2.Transform | None = None,
+        labels: Mapping[int, int] | None = None,
+        seed: int = 0,
+    ):
+        self.rows, self.video_processor, self.num_frames, self.sampling = rows, video_processor, num_frames, sampling
+        self.num_clips, self.num_crops, self.transform, self.seed = num_clips, num_crops, transform, seed
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        """What messages call a clip: its place in the dataset, or its path."""
+        row = self.rows[index]
+        return row.get("path") or row["video"].get("path") or f"clip {index}"
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        row = self.rows[index]
+        label = row["label"] if self.labels is None else self.labels[row["label"]]
+        try:
+            pixels = self.pixels(row, clip_seed(self.seed, epoch, index), self.name(index))
+        except (VideoDecodeError, OSError) as error:
+            return {"index": index, "label": label, "error": str(error)}
+        return {"index": index, "label": label, "pixel_values_videos": pixels}
+
+    def pixels(self, row: Mapping[str, Any], seed: int, name: str) -> torch.Tensor:
+        """Pixels of one row, [t, 3, h, w] or [v, t, 3, h, w].
+
+        Raises:
+            VideoDecodeError: if the file cannot be decoded.
+            FileNotFoundError: if there is none.
+        """
+
+        def choose(metadata: Any) -> np.ndarray:
+            generator = np.random.default_rng(seed)
+            return sample_indices(metadata.total_num_frames, self.num_frames, self.sampling, self.num_clips, generator)
+
+        video, _ = open_encoded(row["video"], name)
+        frames, _ = decode_video(
+            video,
+            choose,
+            backend=self.video_processor.video_backend,
+            strict=self.video_processor.strict,
+            start=row.get("start"),
+            end=row.get("end"),
+        )
+        clips = list(torch.from_numpy(frames).permute(0, 3, 1, 2).unflatten(0, (self.num_clips, self.num_frames)))
+        options: dict[str, Any] = {"do_sample_frames": False, "return_tensors": "pt", "num_crops": self.num_crops}
+        if self.transform is not None:
+            clips = [augment_clip(clip, self.transform, seed) for clip in clips]
+            options |= {"do_resize": False, "do_center_crop": False}
+        pixels = self.video_processor(clips, **options)["pixel_values_videos"]  # [clips, (crops), t, 3, h, w]
+        views = pixels.flatten(0, -5)
+        return views[0] if len(views) == 1 else views
+
+
+def collate_clips(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch of what could be read, and the errors of what could not.
+
+    Returns:
+        `pixel_values_videos` [b, ...] or None if nothing could be read, `labels` [b] and `indices` [b] of the same clips,
+        `errors`: list of (index, label, message).
+    """
+    read = [sample for sample in samples if "error" not in sample]
+    return {
+        "pixel_values_videos": torch.stack([sample["pixel_values_videos"] for sample in read]) if read else None,
+        "labels": torch.tensor([sample["label"] for sample in read], dtype=torch.long),
+        "indices": torch.tensor([sample["index"] for sample in read], dtype=torch.long),
+        "errors": [(sample["index"], sample["label"], sample["error"]) for sample in samples if "error" in sample],
+    }
