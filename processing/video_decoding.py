@@ -309,7 +309,7 @@ def _scan(source: _Source, clip: _Clip) -> _Pass:
             for packet in container.demux(stream):
                 if first is None:
                     first = next(iter(packet.decode()), None)
-                if not packet.size:
+                if _is_flush(packet):
                     continue
                 packets += 1
                 whole = whole and not packet.is_discard and not packet.is_corrupt
@@ -341,6 +341,11 @@ def _frames(
         inventory.add(packet)
         if packet.stream.index == stream.index:
             yield from packet.decode()
+
+
+def _is_flush(packet: av.Packet) -> bool:
+    """Whether this is PyAV's end mark; containers may hold empty packets too, which have a time."""
+    return not packet.size and packet.dts is None
 
 
 class _Clock:
@@ -377,7 +382,7 @@ class _Inventory:
         self._end = 0.0  # of what was read from any stream, in seconds
 
     def add(self, packet: av.Packet) -> None:
-        if not packet.size:
+        if _is_flush(packet):
             return
         if packet.pts is not None and packet.time_base:
             self._end = max(self._end, float((packet.pts + (packet.duration or 0)) * packet.time_base))

@@ -1,16 +1,17 @@
 """Shared fixtures: real video files written with PyAV, and the folder of real clips and reference outputs."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
 # Before transformers is imported: tests never reach the Hub nor write into the user's caches.
-_HF_HOME = tempfile.TemporaryDirectory(prefix="mote-hf-home-")
+_HF_HOME = tempfile.mkdtemp(prefix="mote-hf-home-")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = _HF_HOME.name
-os.environ["HF_MODULES_CACHE"] = str(Path(_HF_HOME.name, "modules"))
+os.environ["HF_HOME"] = _HF_HOME
+os.environ["HF_MODULES_CACHE"] = str(Path(_HF_HOME, "modules"))
 
 import av  # noqa: E402
 import numpy as np  # noqa: E402
@@ -85,6 +86,11 @@ def write_video() -> Callable[..., Path]:
         return path
 
     return write
+
+
+def pytest_unconfigure() -> None:
+    """Remove the temporary caches."""
+    shutil.rmtree(_HF_HOME, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
