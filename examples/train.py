@@ -1,12 +1,12 @@
 """Trains MoTE from a CLIP (or further from a MoTE) checkpoint, on one process or many.
 
-    accelerate launch examples/train.py                      # the demo: MovingShapes, a tiny CLIP, minutes on two CPU cores
+    accelerate launch examples/train.py              # the demo: MovingShapes, a tiny CLIP, minutes on two CPU cores
     accelerate launch examples/train.py --config examples/recipes/kinetics400_vitb16.yaml --data_dir /data/kinetics400
-    torchrun --nproc_per_node 2 examples/train.py --config my_recipe.yaml --lr 1e-4       # options override the recipe
+    torchrun --nproc_per_node 2 examples/train.py --config my_recipe.yaml --lr 1e-4    # options override the recipe
 
-Shows a progress bar with the loss, and after each epoch the accuracy on the validation clips with their number. Leaves in `--output`:
-`model/` (model, processor, card), `best/` (by validation accuracy), `checkpoints/`, `log.jsonl` (a line a step) and `curves.png`.
-The same command again after an interruption goes on from the last checkpoint, and computes what the first run would have.
+Shows a progress bar with the loss and the accuracy on the validation clips. Leaves in `--output`: `model/` (model,
+processor, card), `best/` (by validation accuracy), `checkpoints/`, `log.jsonl` (a line a step) and `curves.png`.
+The same command after an interruption goes on from the last checkpoint, and computes what the first run would have.
 """
 
 import csv
@@ -157,7 +157,7 @@ def parse_arguments() -> Arguments:
     return parser.parse_args_into_dataclasses()[0]
 
 
-# ------------------------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------------------------- data
 
 
 def load_split(arguments: Arguments, split: str, data: str | None = None) -> Any:
@@ -197,7 +197,10 @@ def identity(row: dict[str, Any]) -> list[Any]:
 
 
 class Batches(Sampler):
-    """This process' share of every batch from step `start` on, as lists of (epoch, index); the same global batches for any number of processes."""
+    """This process' share of every batch from step `start` on, as lists of (epoch, index).
+
+    The global batches are the same for any number of processes.
+    """
 
     def __init__(self, num_clips: int, arguments: Arguments, accelerator: Accelerator, start: int = 0):
         self.num_clips, self.arguments, self.start = num_clips, arguments, start
@@ -250,7 +253,7 @@ def feature_batches(
 def encode_frames(
     model: Any, clips: VideoClips, arguments: Arguments, accelerator: Accelerator, title: str
 ) -> tuple[dict[str, torch.Tensor], dict[int, str]]:
-    """Frame features [n, t, d] and labels [n] of a split, from disk or encoded once by all processes; errors by clip."""
+    """Frame features [n, t, d] and labels [n] of a split, from disk or encoded once by all processes; its errors."""
     sampling = {"mode": clips.sampling, "num_frames": clips.num_frames, "precision": accelerator.mixed_precision}
     key = frame_features_key(model, clips.video_processor, [identity(row) for row in clips.rows], sampling)
     folder = Path(arguments.cache_dir or Path(arguments.output) / "cache")
@@ -292,11 +295,11 @@ def encode_frames(
     return tensors, {int(index): message for index, message in json.loads(metadata["errors"]).items()}
 
 
-# ------------------------------------------------------------------------------------------------------------------ model
+# -------------------------------------------------------------------------------------------------------------- model
 
 
 def load_model(arguments: Arguments) -> tuple[MoTEForVideoClassification, MoTEProcessor]:
-    """The model to train and its processor; a bare CLIP gets a new temporal head and a processor for its image size."""
+    """The model to train and its processor; a bare CLIP gets a new temporal head and a processor of its size."""
     model = MoTEForVideoClassification.from_pretrained(
         arguments.model, num_frames=arguments.num_frames, dtype=torch.float32
     )
@@ -324,7 +327,7 @@ def load_model(arguments: Arguments) -> tuple[MoTEForVideoClassification, MoTEPr
 def validate(
     model: Any, batches: Iterator[dict[str, Any]], num_clips: int, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Top-1 over the training classes; every clip counts once on one process, one that can't be read counts as wrong."""
+    """Top-1 over the training classes; every clip counts once, one that can't be read as wrong."""
     model.eval()
     counts = torch.zeros(2, dtype=torch.long, device=accelerator.device)  # right, scored
     for batch in batches:
@@ -347,7 +350,7 @@ def model_inputs(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, t
     return None if batch[name] is None else {name: batch[name].to(accelerator.device, non_blocking=True)}
 
 
-# ---------------------------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------------------------ writing
 
 
 def write_text(path: Path, text: str) -> None:
@@ -383,7 +386,8 @@ def save_model(
             "No validation split was given."
             if validation is None
             else (
-                f"Top-1 {100 * validation['accuracy']:.1f} % on {validation['listed']} validation clips ({validation['scored']} scored), one view."
+                f"Top-1 {100 * validation['accuracy']:.1f} % on {validation['listed']} validation clips "
+                f"({validation['scored']} scored), one view."
             )
         )
         data = ModelCardData(
@@ -391,8 +395,12 @@ def save_model(
             pipeline_tag="video-classification",
             tags=["mote", "zero-shot-video-classification"],
         )
-        card = f"---\n{data.to_yaml()}\n---\n\n# MoTE trained on {record['arguments']['data']}\n\nStarted from `{record['arguments']['model']}`, step {record['step']}, {record['classes']} classes. {measured}\nAll options: `training.json`. Method: MoTE, arXiv 2410.10589.\n"
-        ModelCard(card).save(partial / "README.md")
+        options = record["arguments"]
+        text = (
+            f"# MoTE trained on {options['data']}\n\nStarted from `{Path(options['model']).name}`, step {record['step']}, "
+            f"{record['classes']} classes. {measured}\nAll options: `training.json`. Method: MoTE, arXiv 2410.10589.\n"
+        )
+        ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(partial / "README.md")
         replace_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -483,7 +491,8 @@ class Checkpoints:
         changed = sorted(key for key in self.settings if self.settings[key] != progress["settings"].get(key))
         if changed:
             raise ValueError(
-                f"{last} was written with another {', '.join('--' + key for key in changed)}: go on with the same options, or choose another --output."
+                f"{last} was written with another {', '.join('--' + key for key in changed)}: go on with the same options, "
+                "or choose another --output."
             )
         self.accelerator.load_state(str(last))
         if self.ema is not None:
@@ -491,7 +500,7 @@ class Checkpoints:
         return progress
 
 
-# --------------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------------------------- training
 
 
 class BadClips:
@@ -508,8 +517,8 @@ class BadClips:
                 show(f"skipped {name}: {message}")
         if len(self.messages) > self.limit:
             raise ValueError(
-                f"{len(self.messages)} of {len(self.clips)} training clips can't be read, more than --max_bad_fraction allows, the last one "
-                f"{list(self.messages)[-1]}: run `python -m processing.check_videos` on the data."
+                f"{len(self.messages)} of {len(self.clips)} training clips can't be read, more than --max_bad_fraction "
+                f"allows, the last one {list(self.messages)[-1]}: run `python -m processing.check_videos` on the data."
             )
 
 
@@ -637,7 +646,7 @@ def train(arguments: Arguments) -> None:
         skipped = 0
         for micro in range(arguments.gradient_accumulation):
             batch = next(stream)
-            # A clip that can't be read leaves its batch smaller: weights keep the loss the mean over the clips of all processes.
+            # A clip that can't be read leaves its batch smaller: the weight keeps the loss a mean over all processes' clips.
             read = accelerator.reduce(torch.tensor(len(batch["labels"]), device=accelerator.device), "sum").item()
             if read < arguments.batch_size * world:
                 skipped += arguments.batch_size * world - read

@@ -1,4 +1,4 @@
-"""Features on disk, under keys that change with everything they depend on: class features, and frame features of whole datasets."""
+"""Features on disk, under keys that change with everything the features depend on."""
 
 import hashlib
 import json

@@ -1,7 +1,6 @@
-"""What a training loop of MoTE needs beside the model: the authors' learning-rate schedule, parameter groups and per-step draws."""
+"""What a training loop of MoTE needs beside the model: the authors' schedule, parameter groups and per-step draws."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -17,9 +16,10 @@ def lr_at(
     warmup_epochs: float = 5,
     lr: float = 5e-5,
 ) -> float:
-    """Learning rate before one iteration: linear warm-up from 0, then cosine to 0, moved on every tenth iteration only.
+    """Learning rate before an iteration: linear warm-up from 0, then cosine to 0, moved on every tenth iteration only.
 
-    Before iteration i of an epoch with i = 0 or (i + 1) % 10 = 0 the progress becomes epoch + i / n, else it stays (design, section 6).
+    Before iteration i of an epoch with i = 0 or (i + 1) % 10 = 0 the progress becomes epoch + i / n, else it stays, as
+    in the authors' code.
 
     Args:
         epoch: from 0.
@@ -54,7 +54,7 @@ def freeze(model: MoTEModel, image_tower: bool = False) -> None:
 
 
 def parameter_groups(model: MoTEModel, lr: float, clip_lr: float, weight_decay: float = 0.2) -> list[dict]:
-    """The authors' two groups for AdamW: the temporal head at `lr`, what remains of CLIP at `clip_lr`; decay on every parameter.
+    """The authors' two groups for AdamW: the temporal head at `lr`, the rest at `clip_lr`; decay on every parameter.
 
     Frozen parameters are in neither. Each group carries its peak rate as `peak_lr`, for [`lr_at`].
     """
@@ -69,14 +69,8 @@ def parameter_groups(model: MoTEModel, lr: float, clip_lr: float, weight_decay: 
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """The generator of one step's mixtures: the same on every process of a rank number, and the same again after a resume."""
+    """The generator of one step's mixtures: the same on every process given a rank, and again after a resume."""
     generator = torch.Generator()
     # A large odd multiplier keeps (seed, step, rank) apart; PyTorch's generator takes 64 bits.
     generator.manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63)
     return generator
-
-
-def named_learning_rates(groups: list[dict]) -> Iterator[tuple[str, float]]:
-    """(name, current learning rate) of every parameter group."""
-    for group in groups:
-        yield group["name"], group["lr"]

@@ -17,8 +17,8 @@ from .video_processing_mote import MoTEVideoProcessor, open_encoded
 class VideoClips(Dataset):
     """Clips of a `datasets` split as pixels; what is random in one is determined by (seed, epoch, index) alone.
 
-    An item is asked for as `index` or as `(epoch, index)`. It holds `index`, `label` and `pixel_values_videos`, float32 [t, 3, h, w] or,
-    for several views, [v, t, 3, h, w]; or, for a file that cannot be read, `error` in place of the pixels.
+    An item is asked for as `index` or as `(epoch, index)`. It holds `index`, `label` and `pixel_values_videos`, float32
+    [t, 3, h, w] or, for several views, [v, t, 3, h, w]; or, for a file that cannot be read, `error` in place of pixels.
 
     Args:
         rows: a split with the columns `video` (undecoded), `label`, and maybe `start` and `end` in seconds.
@@ -100,8 +100,8 @@ def collate_clips(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A batch of what could be read, and the errors of what could not.
 
     Returns:
-        `pixel_values_videos` [b, ...] or None if nothing could be read, `labels` [b] and `indices` [b] of the same clips,
-        `errors`: list of (index, label, message).
+        `pixel_values_videos` [b, ...] or None if nothing could be read; `labels` [b] and `indices` [b] of the same
+        clips; `errors`, a list of (index, label, message).
     """
     read = [sample for sample in samples if "error" not in sample]
     return {
