@@ -7,6 +7,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -56,27 +57,35 @@ def video_builder(
 
     Raises:
         FileNotFoundError: if the source, a list, or every clip of a split is missing.
-        ValueError: if the lists are not what they should be; one sentence says where.
+        ValueError: if the lists are not what they should be, or there is no such option; one sentence says where.
     """
+    given: dict[str, Any] = {"cache_dir": cache_dir}
+    builder: type[ClipListBuilder]
+    path = Path() if isinstance(source, Mapping) else Path(source).expanduser()
     if isinstance(source, Mapping):
-        return VideoList(cache_dir=cache_dir, files={split: str(file) for split, file in source.items()}, **config)
-    if source == "moving_shapes":
-        return MovingShapes(cache_dir=cache_dir, **config)
-    if source in BUILDERS:
-        builder = BUILDERS[str(source)]
+        builder, kind = VideoList, "A list of videos"
+        given["files"] = {split: str(file) for split, file in source.items()}
+    elif source in BUILDERS:
+        builder, kind = BUILDERS[str(source)], str(source)
         names = [each.name for each in builder.BUILDER_CONFIGS]
         if name is not None and name not in names:
             raise ValueError(f"{source} has no configuration {name!r}; choose one of {', '.join(names)}.")
-        return builder(cache_dir=cache_dir, config_name=name, **config)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return VideoFolder(cache_dir=cache_dir, data_dir=str(path), **config)
-    if path.suffix.lower() == ".csv":
-        split = (config.get("splits") or ("train",))[0]
-        return VideoList(cache_dir=cache_dir, files={split: str(path)}, **config)
-    raise FileNotFoundError(
-        f"{source} is no folder, no CSV file and no known data set; known are moving_shapes, {', '.join(BUILDERS)}."
-    )
+        given["config_name"] = name
+    elif path.is_dir():
+        builder, kind = VideoFolder, "A folder of videos"
+        given["data_dir"] = str(path)
+    elif path.suffix.lower() == ".csv":
+        builder, kind = VideoList, "A list of videos"
+        given["files"] = {(config.get("splits") or ("train",))[0]: str(path)}
+    else:
+        raise FileNotFoundError(
+            f"{source} is no folder, no CSV file and no known data set; known are {', '.join(BUILDERS)}."
+        )
+    known = {each.name for each in fields(builder.BUILDER_CONFIG_CLASS) if each.init} - given.keys()
+    for option in config:
+        if option not in known:
+            raise ValueError(f"{kind} takes no {option}.")
+    return builder(**given, **config)
 
 
 def load_videos(

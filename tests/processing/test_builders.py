@@ -518,6 +518,13 @@ def test_unknown_source(tmp_path, cache):
         load_videos(tmp_path / "gone.csv", cache_dir=cache)
 
 
+def test_unknown_options(own, cache):
+    with pytest.raises(ValueError, match="^A folder of videos takes no data_dir.$"):
+        load_videos(own / "own", data_dir="elsewhere", cache_dir=cache)
+    with pytest.raises(ValueError, match="^A list of videos takes no num_frame.$"):
+        load_videos(own / "own.csv", num_frame=8, cache_dir=cache)
+
+
 def test_rows_are_what_datasets_saves_and_loads(own, cache, tmp_path):
     rows = load_videos(own / "own.csv", "train", cache_dir=cache)
     rows.save_to_disk(tmp_path / "saved")
