@@ -1,0 +1,98 @@
+"""Scores the demo's model on held-out MovingShapes clips, then classifies one mp4 file through the pipeline.
+
+    python examples/demo.py --model runs/moving_shapes/model
+
+Prints top-1 with N for the classes that were trained and for those that never were, of CLIP with mean pooling and of
+MoTE with modulation off and on; the same as `demo.json` beside the model. Then the best labels of one unseen clip.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoProcessor, pipeline
+
+from modeling_mote import MoTEModel
+from processing import encode_classes
+from processing.builders import MovingShapes
+from processing.clips import VideoClips, collate_clips
+
+SPLITS = {
+    "test": "trained classes",
+    "test_compositions": "unseen pairs of object and motion",
+    "test_objects": "unseen objects",
+    "test_motions": "unseen motions",
+}
+
+
+@torch.no_grad()
+def score(
+    model: MoTEModel, clip: MoTEModel, clips: VideoClips, class_embeds: torch.Tensor, title: str
+) -> dict[str, float | int]:
+    """Top-1 of three ways to score the same clips against the same class features [c, d], and N."""
+    right = dict.fromkeys(("clip_mean_pooling", "mote_unmodulated", "mote"), 0)
+    scored = 0
+    for batch in tqdm(DataLoader(clips, batch_size=64, collate_fn=collate_clips), desc=title, leave=False):
+        if batch["pixel_values_videos"] is None:
+            continue
+        labels = batch["labels"]
+        pooled = clip.get_frame_features(batch["pixel_values_videos"]).pooler_output.mean(1)
+        frames = model.get_frame_features(batch["pixel_values_videos"]).pooler_output
+        unmodulated = model.get_video_features(frame_embeds=frames).pooler_output
+        predicted = {
+            "clip_mean_pooling": F.normalize(pooled, dim=-1) @ class_embeds.T,
+            "mote_unmodulated": F.normalize(unmodulated, dim=-1) @ class_embeds.T,
+            "mote": model(frame_embeds=frames, class_embeds=class_embeds).logits_per_video,
+        }
+        for name, scores in predicted.items():
+            right[name] += int((scores.argmax(-1) == labels).sum())
+        scored += len(labels)
+    # A clip that can't be read would count as wrong.
+    return {"n": len(clips), "scored": scored, "classes": len(class_embeds)} | {
+        name: count / len(clips) for name, count in right.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="runs/moving_shapes/model", help="folder that train.py wrote")
+    folder = Path(parser.parse_args().model)
+    if not (folder / "training.json").is_file():
+        sys.exit(f"error: --model {folder} holds no training.json: run `accelerate launch examples/train.py` first.")
+    training = json.loads((folder / "training.json").read_text())["arguments"]
+    model, processor = MoTEModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    clip = MoTEModel.from_pretrained(training["model"]).eval()
+    builder = MovingShapes()
+    builder.download_and_prepare()
+
+    columns = ("CLIP, mean pooling", "MoTE, modulation off", "MoTE, modulation on")
+    lines = [f"{'Top-1 on held-out clips':34} |    N | classes | chance | " + " | ".join(columns)]
+    results = {}
+    for split, title in SPLITS.items():
+        rows, names = builder.as_dataset(split), builder.class_names(split)
+        labels = {rows.features["label"].str2int(name): index for index, name in enumerate(names)}
+        clips = VideoClips(rows, processor.video_processor, processor.num_frames, "uniform", labels=labels)
+        row = results[split] = score(model, clip, clips, encode_classes(model, processor, names), title)
+        cells = (row[name] for name in ("clip_mean_pooling", "mote_unmodulated", "mote"))
+        shown = (f"{100 * cell:{len(column) - 1}.1f}%" for cell, column in zip(cells, columns, strict=True))
+        lines.append(f"{title:34} | {row['n']:4} | {len(names):7} | {100 / len(names):5.1f}% | " + " | ".join(shown))
+    print("", *lines, sep="\n")
+    (folder.parent / "demo.json").write_text(json.dumps(results, indent=2) + "\n")
+
+    row = builder.as_dataset("test_compositions")[0]
+    video = folder.parent / "example.mp4"
+    video.write_bytes(row["video"]["bytes"])
+    classify = pipeline("zero-shot-video-classification", model=str(folder))
+    names = builder.class_names("test_compositions")
+    print(f"\n{video} shows a {builder.info.features['label'].int2str(row['label'])}; of {len(names)} labels:")
+    for answer in classify(str(video), candidate_labels=names, top_k=5):
+        print(f"  {answer['score']:.3f}  {answer['label']}")
+
+
+if __name__ == "__main__":
+    main()
