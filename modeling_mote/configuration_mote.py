@@ -38,6 +38,10 @@ class _CheckedConfig(PreTrainedConfig):
             own = ", ".join(field.name for field in fields(self) if field.name not in inherited)
             raise ValueError(f"{type(self).__name__} has no field {', '.join(unknown)}; its fields are {own}.")
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # `@strict` calls it too, but wraps its ValueError in an error that is none
+
+    def validate_architecture(self):
+        """Checks what `@strict`'s types can't; run again at every save."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, and what transformers keeps beside them: whatever is saved can be loaded."""
