@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from tqdm import tqdm
 
-from .builders import video_builder
+from .builders import ClipListConfig, video_builder
 from .video_decoding import VideoDecodeError, VideoNotFoundError, decode_video
 
 COLUMNS = ("path", "split", "label", "problem", "num_frames", "detail")
@@ -143,8 +143,10 @@ def run(args: argparse.Namespace) -> int:
     options = {option: value for option, value in options.items() if value is not None}
     if args.split is not None:
         options["splits"] = (args.split,)
+    if args.source == "moving_shapes":
+        raise ValueError("moving_shapes draws its videos itself; there are no files to check.")
     # Whether every class has a clip is no question of reading videos.
-    config = video_builder(args.source, args.name, allow_empty_classes=True, **options).config
+    config = cast(ClipListConfig, video_builder(args.source, args.name, allow_empty_classes=True, **options).config)
 
     clips = [(split, clip) for split, listed in config.clips.items() for clip in listed]
     checks = [Check(str(config.root / clip.path), args.num_frames, clip.start, clip.end) for _, clip in clips]

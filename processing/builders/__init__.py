@@ -21,7 +21,12 @@ from .ucf101 import UCF101
 from .video_folder import VideoFolder
 from .video_list import VideoList
 
-BUILDERS: dict[str, type[ClipListBuilder]] = {"kinetics": Kinetics, "ucf101": UCF101, "hmdb51": HMDB51}
+BUILDERS: dict[str, type[datasets.GeneratorBasedBuilder]] = {
+    "kinetics": Kinetics,
+    "ucf101": UCF101,
+    "hmdb51": HMDB51,
+    "moving_shapes": MovingShapes,
+}
 
 __all__ = [
     "BUILDERS",
@@ -46,21 +51,21 @@ def video_builder(
     """Return the builder for a benchmark, a CSV list or a folder of videos.
 
     Args:
-        source: `moving_shapes`, or the name of a benchmark, one of `BUILDERS`; a CSV file `path,label[,start,end]`, or
-            {split: CSV file}; or a folder with a folder a class.
+        source: Name of a benchmark, one of `BUILDERS`; a CSV file `path,label[,start,end]`, or {split: CSV file}; or a
+            folder with a folder a class.
         name: Configuration of a benchmark, for example `split1` or `kinetics600_split2`; its first one by default.
         cache_dir: Where prepared rows are kept; that of `datasets` by default.
         **config: Fields of the builder's configuration: `data_dir`, `splits`, `label_file`, `list_dir`, ...
 
     Returns:
-        The builder. Its lists have been read and checked: `builder.config.clips`.
+        The builder. That of a list has read and checked it: `builder.config.clips`.
 
     Raises:
         FileNotFoundError: if the source, a list, or every clip of a split is missing.
         ValueError: if the lists are not what they should be, or there is no such option; one sentence says where.
     """
     given: dict[str, Any] = {"cache_dir": cache_dir}
-    builder: type[ClipListBuilder]
+    builder: type[datasets.GeneratorBasedBuilder]
     path = Path() if isinstance(source, Mapping) else Path(source).expanduser()
     if isinstance(source, Mapping):
         builder, kind = VideoList, "A list of videos"
@@ -119,7 +124,7 @@ def load_videos(
         ValueError: if the lists are not what they should be, or there is no such split.
     """
     wanted = tuple(re.findall(r"(?:^|\+)\s*(\w+)", split)) if split else ()
-    if wanted and source != "moving_shapes":
+    if wanted and source != "moving_shapes":  # which has no lists
         config.setdefault("splits", wanted)  # the lists of other splits need not be there
     builder = video_builder(source, name, cache_dir, **config)
     if streaming:

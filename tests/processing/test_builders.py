@@ -518,6 +518,12 @@ def test_unknown_source(tmp_path, cache):
         load_videos(tmp_path / "gone.csv", cache_dir=cache)
 
 
+def test_moving_shapes_by_name(cache):
+    options = {"train_videos_per_class": 1, "eval_videos_per_class": 1, "train_objects": 6, "motions_per_object": 2}
+    rows = load_videos("moving_shapes", "test", cache_dir=cache, **options)
+    assert len(rows) == 12 and rows[0]["video"]["bytes"]
+
+
 def test_unknown_options(own, cache):
     with pytest.raises(ValueError, match="^A folder of videos takes no data_dir.$"):
         load_videos(own / "own", data_dir="elsewhere", cache_dir=cache)

@@ -110,6 +110,7 @@ def test_the_command_on_a_named_data_set(tmp_path, write_video):
     [
         (["nowhere"], "nowhere is no folder, no CSV file and no known data set"),
         (["ucf101"], "`data_dir` is missing"),
+        (["moving_shapes"], "there are no files to check"),
         (["ucf101", "--data-dir", "nowhere"], "nowhere is not a folder"),
         (["{tree}", "--output", "{tree}/gone/report.csv"], "gone does not exist; make it first"),
         (["{tree}", "--num-frames", "0"], "must be at least 1"),
