@@ -239,6 +239,11 @@ class MoTEPreTrainedModel(CLIPPreTrainedModel):
     _no_split_modules = [*CLIPPreTrainedModel._no_split_modules, "MoTETemporalLayer"]
     _keep_in_fp32_modules_strict = ["seen_classes"]
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # transformers skips the rules below for code from elsewhere that would overwrite loaded weights; `init` never does.
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
