@@ -397,8 +397,9 @@ def save_model(
         )
         options = record["arguments"]
         text = (
-            f"# MoTE trained on {options['data']}\n\nStarted from `{Path(options['model']).name}`, step {record['step']}, "
-            f"{record['classes']} classes. {measured}\nAll options: `training.json`. Method: MoTE, arXiv 2410.10589.\n"
+            f"# MoTE trained on {options['data']}\n\n"
+            f"Started from `{Path(options['model']).name}`, step {record['step']}, {record['classes']} classes. "
+            f"{measured}\nAll options: `training.json`. Method: MoTE, arXiv 2410.10589.\n"
         )
         ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(partial / "README.md")
         replace_folder(partial, folder)
@@ -491,8 +492,8 @@ class Checkpoints:
         changed = sorted(key for key in self.settings if self.settings[key] != progress["settings"].get(key))
         if changed:
             raise ValueError(
-                f"{last} was written with another {', '.join('--' + key for key in changed)}: go on with the same options, "
-                "or choose another --output."
+                f"{last} was written with another {', '.join('--' + key for key in changed)}: go on with the "
+                "same options, or choose another --output."
             )
         self.accelerator.load_state(str(last))
         if self.ema is not None:
@@ -517,8 +518,8 @@ class BadClips:
                 show(f"skipped {name}: {message}")
         if len(self.messages) > self.limit:
             raise ValueError(
-                f"{len(self.messages)} of {len(self.clips)} training clips can't be read, more than --max_bad_fraction "
-                f"allows, the last one {list(self.messages)[-1]}: run `python -m processing.check_videos` on the data."
+                f"{len(self.messages)} of {len(self.clips)} training clips can't be read, more than --max_bad_fraction"
+                f" allows, the last one {list(self.messages)[-1]}: run `python -m processing.check_videos` on the data."
             )
 
 
@@ -646,7 +647,7 @@ def train(arguments: Arguments) -> None:
         skipped = 0
         for micro in range(arguments.gradient_accumulation):
             batch = next(stream)
-            # A clip that can't be read leaves its batch smaller: the weight keeps the loss a mean over all processes' clips.
+            # A clip that can't be read leaves its batch smaller: the weight keeps the loss a mean over all clips read.
             read = accelerator.reduce(torch.tensor(len(batch["labels"]), device=accelerator.device), "sum").item()
             if read < arguments.batch_size * world:
                 skipped += arguments.batch_size * world - read
