@@ -111,6 +111,7 @@ def test_everything_survives_a_save(tmp_path, make_config):
         merge_temperatures=(1, -2.5, math.inf),
         label_smoothing=0.1,
         training_classes_set=True,
+        num_labels=2,
         id2label={0: "a", 1: "b"},
         label2id={"a": 0, "b": 1},
         temporal_config={"num_experts": 3, "max_frames": 40, "layer_norm_eps": 1e-6, "num_attention_heads": 4},
