@@ -62,6 +62,15 @@ def tiny_model(cls=MoTEForVideoClassification, classes: int | None = CLASSES, se
     return model
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small gain nothing from threads, which then wait for one another on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def make_config() -> Callable[..., MoTEConfig]:
     return tiny_config
