@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from .clip_list import Clip, ClipListBuilder, ClipListConfig
+from .clip_list import Clip, ClipListBuilder, ClipListConfig, list_sha256
 from .hmdb51 import HMDB51
 from .kinetics import Kinetics
 from .moving_shapes import MovingShapes, MovingShapesConfig
@@ -40,6 +40,7 @@ __all__ = [
     "MovingShapesConfig",
     "VideoFolder",
     "VideoList",
+    "list_sha256",
     "load_videos",
     "video_builder",
 ]

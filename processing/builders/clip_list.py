@@ -8,11 +8,12 @@ expected: whoever reads it reports it, and `python -m processing.check_videos` l
 import hashlib
 import json
 import os
+import posixpath
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -99,6 +100,7 @@ class ClipListConfig(datasets.BuilderConfig):
             FileNotFoundError: if no clip of a split has a file.
         """
         clips = self.read_clips()
+        self.__dict__.pop("tree", None)  # hundreds of thousands of paths that would travel to every worker
         for split, listed in clips.items():
             if not listed:
                 raise ValueError(f"Split {split} of {self.title} lists no clip.")
@@ -109,7 +111,7 @@ class ClipListConfig(datasets.BuilderConfig):
                     f"{len(empty)} of {len(self.label_set)} classes have no clip in split {split} of {self.title}, "
                     f"{empty[0]!r} to begin with; complete the list, or pass allow_empty_classes=True."
                 )
-            if not any((self.root / clip.path).is_file() for clip in listed):
+            if not any(os.path.isfile(os.path.join(self.root, clip.path)) for clip in listed):
                 raise FileNotFoundError(
                     f"None of the {len(listed)} clips of split {split} of {self.title} is under {self.root}, "
                     f"{listed[0].path} to begin with; check data_dir, or choose other splits."
@@ -144,6 +146,71 @@ class ClipListConfig(datasets.BuilderConfig):
         return super().create_config_id({"clips": fingerprint}, custom_features)
 
 
+class VideoTree:
+    """Where videos and lists lie below a folder, by their file names.
+
+    Args:
+        root: Folder of the videos.
+        list_dir: Folder of the lists; `root` by default.
+    """
+
+    def __init__(self, root: Path, list_dir: str | None = None):
+        files = walk(root)
+        self._videos: dict[str, list[str]] = defaultdict(list)  # by name without suffix
+        for file in files:
+            stem, suffix = posixpath.splitext(posixpath.basename(file))
+            if suffix.lower() in VIDEO_SUFFIXES:
+                self._videos[stem].append(file)
+        self.list_root = root
+        if list_dir is not None:
+            self.list_root = Path(list_dir).expanduser().absolute()
+            if not self.list_root.is_dir():
+                raise FileNotFoundError(
+                    f"list_dir {self.list_root} is not a folder; give the folder of the official lists."
+                )
+            files = walk(self.list_root)
+        self.lists: dict[str, list[Path]] = defaultdict(list)  # by name
+        for file in files:
+            if file.lower().endswith((".txt", ".csv")):
+                self.lists[posixpath.basename(file)].append(self.list_root / file)
+
+    def find_list(self, name: str) -> Path:
+        """Return where the official list of this file name lies.
+
+        Raises:
+            FileNotFoundError: if it is nowhere.
+            ValueError: if there are several that differ.
+        """
+        paths = self.lists.get(name)
+        if not paths:
+            raise FileNotFoundError(
+                f"The list {name} is not under {self.list_root}; put the official lists there, or give their folder "
+                "as list_dir."
+            )
+        different = [path for path in paths[1:] if path.read_bytes() != paths[0].read_bytes()]
+        if different:
+            raise ValueError(f"{paths[0]} and {different[0]} differ; give the folder of the right one as list_dir.")
+        return paths[0]
+
+    def find_video(self, listed: str) -> str:
+        """Return where a listed clip lies below the data folder, or the path as listed if it is nowhere.
+
+        A clip is known by its file name without suffix: folders may be nested otherwise, and a re-encoded copy may
+        have another suffix. Of several copies, that in the listed folder with the listed suffix is taken.
+        """
+        folder, name = posixpath.split(listed)
+        stem, suffix = posixpath.splitext(name)
+        found = self._videos.get(stem, [listed])
+        if len(found) == 1:
+            return found[0]
+
+        def strangeness(path: str) -> tuple[bool, bool, str]:
+            parent = posixpath.basename(posixpath.dirname(path))
+            return parent != posixpath.basename(folder), not path.endswith(suffix), path
+
+        return min(found, key=strangeness)
+
+
 @dataclass
 class OfficialListConfig(ClipListConfig):
     """Lists and videos as a benchmark's owners publish them, however their folders are nested.
@@ -155,64 +222,9 @@ class OfficialListConfig(ClipListConfig):
     list_dir: str | None = None
 
     @cached_property
-    def _files(self) -> list[str]:
-        return walk(self.root)
-
-    @cached_property
-    def _lists(self) -> dict[str, list[Path]]:
-        if self.list_dir is None:
-            paths = [self.root / file for file in self._files]
-        else:
-            folder = Path(self.list_dir).expanduser().absolute()
-            if not folder.is_dir():
-                raise FileNotFoundError(f"list_dir {folder} is not a folder; give the folder of the official lists.")
-            paths = [folder / file for file in walk(folder)]
-        lists = defaultdict(list)
-        for path in paths:
-            if path.suffix.lower() in (".txt", ".csv"):
-                lists[path.name].append(path)
-        return lists
-
-    def find_list(self, name: str) -> Path:
-        """Return where the official list of this file name lies.
-
-        Raises:
-            FileNotFoundError: if it is nowhere.
-            ValueError: if there are several that differ.
-        """
-        paths = self._lists.get(name)
-        if not paths:
-            raise FileNotFoundError(
-                f"The list {name} is not under {self.list_dir or self.root}; put the official lists there, or give "
-                "their folder as list_dir."
-            )
-        different = [path for path in paths[1:] if path.read_bytes() != paths[0].read_bytes()]
-        if different:
-            raise ValueError(f"{paths[0]} and {different[0]} differ; give the folder of the right one as list_dir.")
-        return paths[0]
-
-    @cached_property
-    def _videos_by_stem(self) -> dict[str, list[str]]:
-        videos = defaultdict(list)
-        for path in self._files:
-            stem, suffix = os.path.splitext(os.path.basename(path))
-            if suffix.lower() in VIDEO_SUFFIXES:
-                videos[stem].append(path)
-        return videos
-
-    def find_video(self, listed: str) -> str:
-        """Return where a listed clip lies below the data folder, or the path as listed if it is nowhere.
-
-        A clip is known by its file name without suffix: folders may be nested otherwise, and a re-encoded copy may
-        have another suffix. Of several copies, that in the listed folder with the listed suffix is taken.
-        """
-        wanted = PurePosixPath(listed)
-
-        def strangeness(path: str) -> tuple[bool, bool, str]:
-            found = PurePosixPath(path)
-            return found.parent.name != wanted.parent.name, found.suffix != wanted.suffix, path
-
-        return min(self._videos_by_stem.get(wanted.stem, [listed]), key=strangeness)
+    def tree(self) -> VideoTree:
+        """The files there are; forgotten when the clips are read."""
+        return VideoTree(self.root, self.list_dir)
 
 
 class ClipListBuilder(datasets.GeneratorBasedBuilder):
@@ -255,7 +267,7 @@ class ClipListBuilder(datasets.GeneratorBasedBuilder):
         for shard, (start, stop) in enumerate(shards):
             for index, clip in enumerate(self.config.clips[split][start:stop]):
                 row = {
-                    "video": {"path": str(self.config.root / clip.path), "bytes": None},
+                    "video": {"path": os.path.join(self.config.root, clip.path), "bytes": None},
                     "label": clip.label,
                     "path": clip.path,
                 }
@@ -264,26 +276,45 @@ class ClipListBuilder(datasets.GeneratorBasedBuilder):
                 yield Key(shard, index), row
 
 
+def list_sha256(rows: datasets.Dataset) -> str:
+    """Hash a list of clips, wherever they lie: file names without folder and suffix, class names, starts and ends.
+
+    Args:
+        rows: Rows of a builder, in order.
+
+    Returns:
+        SHA-256 in hex. Two results with the same one were measured on the same list of clips and labels.
+    """
+    names = rows.features["label"].names
+    columns = [rows[column][:] if column in rows.features else [None] * len(rows) for column in ("start", "end")]
+    digest = hashlib.sha256()
+    for path, label, start, end in zip(rows["path"][:], rows["label"][:], *columns, strict=True):
+        stem = posixpath.splitext(posixpath.basename(path))[0]
+        digest.update(json.dumps([stem, names[label], start, end]).encode())
+    return digest.hexdigest()
+
+
 def walk(folder: Path) -> list[str]:
     """Return all files below a folder, links followed, as sorted paths relative to it; hidden ones are left out."""
     files = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(folder)
-        files += [(below / name).as_posix() for name in names if not name.startswith(".")]
+        below = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        files += [prefix + name for name in names if not name.startswith(".")]
     return sorted(files)
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a list file that are not blank.
+    """Return the lines of a list file, stripped.
 
     Raises:
         FileNotFoundError: if it does not exist.
         ValueError: if it is not UTF-8.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"List {path} does not exist.")
+        raise FileNotFoundError(f"List {path} does not exist; check its name.")
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"List {path} is not UTF-8 text; save it as UTF-8.") from error

@@ -37,14 +37,14 @@ class HMDB51Config(OfficialListConfig):
         clips: dict[str, list[Clip]] = {split: [] for split in self.wanted_splits}
         for name in self.label_set.classes:
             raw_name = name.replace(" ", "_")
-            path = self.find_list(f"{raw_name}_test_split{self.fold}.txt")
+            path = self.tree.find_list(f"{raw_name}_test_split{self.fold}.txt")
             label = self.label(raw_name, str(path))
-            for line in read_lines(path):
+            for line in filter(None, read_lines(path)):
                 listed, _, use = line.rpartition(" ")
                 if not listed or use not in USES:
                     raise ValueError(f"{path}, line {line!r}: expected a file name and 1 (train), 2 (test) or 0.")
                 if (split := USES[use]) in clips:
-                    clips[split].append(Clip(self.find_video(f"{raw_name}/{listed.strip()}"), label))
+                    clips[split].append(Clip(self.tree.find_video(f"{raw_name}/{listed.strip()}"), label))
         return clips
 
 

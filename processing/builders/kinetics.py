@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..label_sets import LabelSet, load_label_set
-from .clip_list import Clip, ClipListBuilder, OfficialListConfig
+from .clip_list import Clip, ClipListBuilder, OfficialListConfig, read_lines
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_NAMES = {
@@ -43,17 +43,11 @@ class KineticsConfig(OfficialListConfig):
     classes: str | None = None
     subset: bool = False
 
-    def read_label_set(self) -> LabelSet:
-        """Return the classes of `classes`, or those in the lists, sorted."""
-        if self.classes is not None:
-            return load_label_set(self.classes)
-        return LabelSet(self.name, tuple(sorted({row["label"] for rows in self._rows.values() for row in rows})))
-
     @cached_property
     def _list_names(self) -> dict[str, list[str]]:
         """{split: names of the files that may be its list}."""
         names = defaultdict(list)
-        for name in self._lists:
+        for name in self.tree.lists:
             match = _LIST_NAME.fullmatch(name.lower())
             if match and match["edition"] in (None, str(self.edition)):
                 names[_SPLIT_NAMES[match["split"]]].append(name)
@@ -64,7 +58,7 @@ class KineticsConfig(OfficialListConfig):
         found = tuple(split for split in SPLITS if self.splits or split in self._list_names)
         if not found:
             raise FileNotFoundError(
-                f"No list of {self.title} (train.csv, val.csv, test.csv) is under {self.list_dir or self.root}; put "
+                f"No list of {self.title} (train.csv, val.csv, test.csv) is under {self.tree.list_root}; put "
                 "the published CSV files there, or give their folder as list_dir."
             )
         return found
@@ -79,39 +73,40 @@ class KineticsConfig(OfficialListConfig):
                     f"{' and '.join(names)} may both be the {split} list of {self.title}; give the folder of the "
                     "right one as list_dir."
                 )
-            paths[split] = self.find_list(names[0])
+            paths[split] = self.tree.find_list(names[0])
         return paths
 
-    @cached_property
-    def _rows(self) -> dict[str, list[dict[str, str]]]:
-        rows = {}
-        for split, path in self._list_paths.items():
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-                if missing:
-                    raise ValueError(
-                        f"{path} has no column {missing[0]}; its first line must be {','.join(_COLUMNS)},split."
-                    )
-                rows[split] = list(reader)
+    def _rows(self, path: Path) -> csv.DictReader:
+        rows = csv.DictReader(read_lines(path))
+        missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path} has no column {missing[0]}; its first line must be {','.join(_COLUMNS)},split.")
         return rows
+
+    def read_label_set(self) -> LabelSet:
+        """Return the classes of `classes`, or those in the lists, sorted."""
+        if self.classes is not None:
+            return load_label_set(self.classes)
+        labels = {row["label"] for path in self._list_paths.values() for row in self._rows(path)}
+        return LabelSet(self.name, tuple(sorted(labels)))
 
     def read_clips(self) -> dict[str, list[Clip]]:
         """Return the clips of the published lists, of the classes wanted."""
         clips: dict[str, list[Clip]] = {}
-        for split, rows in self._rows.items():
-            path = self._list_paths[split]
+        for split, path in self._list_paths.items():
             clips[split] = []
-            for number, row in enumerate(rows, start=2):
-                where = f"{path}, line {number}"
+            rows = self._rows(path)
+            for row in rows:
+                where = f"{path}, line {rows.line_num}"
                 if self.subset and row["label"] not in self.label_set.classes:
                     continue
                 label = self.label(row["label"], where)
                 try:
                     start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-                except (TypeError, ValueError) as error:
+                except (TypeError, ValueError, OverflowError) as error:
                     raise ValueError(f"{where}: time_start and time_end must be numbers of seconds.") from error
-                clips[split].append(Clip(self.find_video(f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"), label))
+                listed = f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
+                clips[split].append(Clip(self.tree.find_video(listed), label))
         return clips
 
 

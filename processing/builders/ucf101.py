@@ -31,22 +31,22 @@ class UCF101Config(OfficialListConfig):
 
     def read_clips(self) -> dict[str, list[Clip]]:
         """Return the clips of `trainlist0<fold>.txt` and `testlist0<fold>.txt`."""
-        class_index = self.find_list("classInd.txt")
+        class_index = self.tree.find_list("classInd.txt")
         numbered = {}  # {number in the training lists: label}
-        for line in read_lines(class_index):
+        for line in filter(None, read_lines(class_index)):
             number, _, raw_name = line.partition(" ")
             numbered[number] = self.label(raw_name.strip(), str(class_index))
 
         clips: dict[str, list[Clip]] = {}
         for split in self.wanted_splits:
-            path = self.find_list(f"{split}list0{self.fold}.txt")
+            path = self.tree.find_list(f"{split}list0{self.fold}.txt")
             clips[split] = []
-            for line in read_lines(path):
+            for line in filter(None, read_lines(path)):
                 listed, _, number = line.partition(" ")
                 label = self.label(listed.split("/")[0], f"{path}, line {line!r}")
                 if number and numbered.get(number.strip()) != label:
                     raise ValueError(f"{path}, line {line!r}: {class_index.name} gives its number another class.")
-                clips[split].append(Clip(self.find_video(listed), label))
+                clips[split].append(Clip(self.tree.find_video(listed), label))
         return clips
 
 

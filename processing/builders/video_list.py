@@ -2,12 +2,12 @@
 
 import csv
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 from ..label_sets import LabelSet, read_label_file
-from .clip_list import Clip, ClipListBuilder, ClipListConfig
+from .clip_list import Clip, ClipListBuilder, ClipListConfig, read_lines
 
 
 @dataclass
@@ -38,27 +38,21 @@ class VideoListConfig(ClipListConfig):
             raise ValueError("`files` is empty; give {split: CSV file}, for example {'train': 'train.csv'}.")
         return tuple(self.files)
 
-    @cached_property
-    def _rows(self) -> dict[str, list[dict[str, str]]]:
-        return {split: _read_rows(Path(self.files[split]).expanduser()) for split in self.wanted_splits}
-
     def read_label_set(self) -> LabelSet:
         """Return the classes of `label_file`, or the labels in the files, sorted."""
         if self.label_file is not None:
             return read_label_file(self.label_file)
-        return LabelSet(
-            Path(next(iter(self.files.values()))).stem,
-            tuple(sorted({row["label"] for rows in self._rows.values() for row in rows})),
-        )
+        labels = {row["label"] for split in self.wanted_splits for _, row in _read_rows(self.files[split])}
+        return LabelSet(Path(self.files[self.wanted_splits[0]]).stem, tuple(sorted(labels)))
 
     def read_clips(self) -> dict[str, list[Clip]]:
         """Return the clips of the CSV files."""
         return {
-            split: [self._clip(row, f"{self.files[split]}, line {number}") for number, row in enumerate(rows, start=2)]
-            for split, rows in self._rows.items()
+            split: [self._clip(where, row) for where, row in _read_rows(self.files[split])]
+            for split in self.wanted_splits
         }
 
-    def _clip(self, row: dict[str, str], where: str) -> Clip:
+    def _clip(self, where: str, row: dict[str, str]) -> Clip:
         if not row["path"]:
             raise ValueError(f"{where}: the path is empty.")
         try:
@@ -70,26 +64,22 @@ class VideoListConfig(ClipListConfig):
         return Clip(Path(row["path"]).as_posix(), self.label(row["label"], where), start, end)
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file with the columns path and label, each value stripped."""
-    if not path.is_file():
-        raise FileNotFoundError(f"List {path} does not exist; give a CSV file with the columns path and label.")
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            if "path" not in columns or "label" not in columns:
-                raise ValueError(
-                    f"List {path} must begin with the line path,label or path,label,start,end; it begins with "
-                    f"{','.join(columns)!r}."
-                )
-            reader.fieldnames = columns
-            return [
-                {column: (value or "").strip() for column, value in row.items() if isinstance(column, str)}
-                for row in reader
-            ]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"List {path} is not UTF-8 text; save it as UTF-8.") from error
+def _read_rows(file: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the place of each row of a CSV file, for messages, and its values by column, stripped."""
+    path = Path(file).expanduser()
+    rows = csv.DictReader(read_lines(path))
+    columns = [column.strip() for column in rows.fieldnames or ()]
+    if "path" not in columns or "label" not in columns:
+        raise ValueError(
+            f"List {path} must begin with the line path,label or path,label,start,end; it begins with "
+            f"{','.join(columns)!r}."
+        )
+    rows.fieldnames = columns
+    for row in rows:
+        where = f"{path}, line {rows.line_num}"
+        if None in row:
+            raise ValueError(f"{where} has more values than columns; put a value with a comma in double quotes.")
+        yield where, {column: (value or "").strip() for column, value in row.items()}
 
 
 class VideoList(ClipListBuilder):

@@ -13,7 +13,7 @@ import pytest
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from processing.builders import HMDB51, UCF101, Kinetics, load_videos, video_builder
+from processing.builders import HMDB51, UCF101, Kinetics, list_sha256, load_videos, video_builder
 from processing.label_sets import load_label_set
 
 K600_UNION = sorted({name for k in (1, 2, 3) for name in load_label_set(f"kinetics600_split{k}").classes})
@@ -283,6 +283,22 @@ def test_a_builder_survives_pickling(own, cache):
     assert len(prepared(builder, "train")) == 3
 
 
+def test_the_hash_of_a_list_is_that_of_its_clips_labels_and_times(ucf, copy, own, cache):
+    rows = load_videos("ucf101", "test", data_dir=str(ucf), cache_dir=cache)
+    root = copy(ucf)
+    (root / "UCF-101").rename(root / "elsewhere")
+    moved = load_videos("ucf101", "test", data_dir=str(root), cache_dir=cache)
+    assert moved["path"][:] != rows["path"][:] and list_sha256(moved) == list_sha256(rows)
+    others = [
+        rows.select(range(100)),
+        rows.select([1, 0, *range(2, 101)]),
+        load_videos(own / "own.csv", "train", cache_dir=cache),
+    ]
+    (own / "own.csv").write_text((own / "own.csv").read_text().replace(".4", ".5"))
+    others.append(load_videos(own / "own.csv", "train", cache_dir=cache))
+    assert len({list_sha256(each) for each in (rows, *others)}) == 5
+
+
 def test_slices_and_sums_of_splits(ucf, cache):
     options = {"data_dir": str(ucf), "cache_dir": cache}
     assert len(load_videos("ucf101", "test[:10]", **options)) == 10
@@ -464,16 +480,18 @@ def test_kinetics_lists_of_both_editions(kinetics400, copy, cache):
         ("a.mp4 0 yoga\n", "must begin with the line path,label"),
         ("path,label\n", "Label set bad has no class|lists no clip"),
         ("path,label\nown/yoga/a.mp4,\n", "empty class name"),
-        ("path,label\n,yoga\n", "bad.csv, line 2: the path is empty"),
+        ("path,label\n\n,yoga\n", "bad.csv, line 3: the path is empty"),
+        ("path,label\nown/yoga/a,b.mp4,yoga\n", "bad.csv, line 2 has more values than columns"),
         ("path,label\nown/yoga/a.mp4,yoga\nown/yoga/b.webm,Yoga\n", "'Yoga' more than once"),
         ("path,label,start,end\nown/yoga/a.mp4,yoga,0.4,0.1\n", "bad.csv, line 2: start 0.4 and end 0.1"),
         ("path,label,start,end\nown/yoga/a.mp4,yoga,-1,\n", "bad.csv, line 2: start -1.0 and end None"),
         ("path,label,start,end\nown/yoga/a.mp4,yoga,nan,\n", "bad.csv, line 2: start nan and end None"),
         ("path,label,start,end\nown/yoga/a.mp4,yoga,soon,\n", "bad.csv, line 2: start and end must be numbers"),
+        ("path,label\nown/yoga/a.mp4,caf\udce9\n", "bad.csv is not UTF-8"),
     ],
 )
 def test_bad_video_lists(own, cache, text, message):
-    (own / "bad.csv").write_text(text)
+    (own / "bad.csv").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message) as raised:
         load_videos(own / "bad.csv", "train", cache_dir=cache)
     assert "\n" not in str(raised.value)
