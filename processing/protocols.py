@@ -104,14 +104,15 @@ def half_classes_accuracy(
 
     Returns:
         For m in top1 and top5: `m`, the mean over halves, `m_std`, their standard deviation (`np.std`), `m_splits`,
-        one accuracy a half, and `m_all_classes`; fractions of 1. `num_listed` and `num_scored` count the n videos.
+        one accuracy a half, `m_scored`, the mean over halves of that over the videos scored (None if a half has
+        none), and `m_all_classes`; fractions of 1. `num_listed` and `num_scored` count the n videos.
 
     Raises:
         ValueError: if a half has no video, or scores and labels do not fit.
     """
-    from .metrics.topk_accuracy.topk_accuracy import TopKAccuracy  # evaluate takes seconds that few importers need
+    from .metrics import load_metric  # evaluate takes seconds that few importers need
 
-    metric = TopKAccuracy()
+    metric = load_metric("topk_accuracy")
     scores, labels = np.asarray(scores), np.asarray(labels)
     whole = metric.compute(predictions=scores, references=labels, k=(1, 5))
     halves = []
@@ -124,8 +125,11 @@ def half_classes_accuracy(
     result: dict[str, Any] = {}
     for name in ("top1", "top5"):
         splits = [half[name] for half in halves]
-        mean, std = mean_and_std(splits)
-        result |= {name: mean, f"{name}_std": std, f"{name}_splits": splits, f"{name}_all_classes": whole[name]}
+        scored = [half[f"{name}_scored"] for half in halves]
+        result[name], result[f"{name}_std"] = mean_and_std(splits)
+        result[f"{name}_splits"] = splits
+        result[f"{name}_scored"] = None if None in scored else float(np.mean(scored))
+        result[f"{name}_all_classes"] = whole[name]
     return result | {"num_listed": whole["num_listed"], "num_scored": whole["num_scored"]}
 
 

@@ -16,7 +16,7 @@ __all__ = ["METRICS", "HarmonicTradeoff", "MeanPerClassAccuracy", "TopKAccuracy"
 
 
 def load_metric(name: str, **kwargs) -> evaluate.Metric:
-    """Return a metric of this package by its name.
+    """Return a metric of this package by its name; within one process it writes no cache files.
 
     Args:
         name: One of `METRICS`.
@@ -27,4 +27,5 @@ def load_metric(name: str, **kwargs) -> evaluate.Metric:
     """
     if name not in METRICS:
         raise ValueError(f"Unknown metric {name!r}; choose one of {', '.join(METRICS)}.")
+    kwargs.setdefault("keep_in_memory", kwargs.get("num_process", 1) == 1)
     return METRICS[name](**kwargs)

@@ -95,6 +95,7 @@ def test_half_classes_count_unread_videos_as_wrong(halves):
     result = half_classes_accuracy(half_classes_score(videos, halves["text_embeds"]), halves["labels"])
     assert (result["num_listed"], result["num_scored"]) == (220, 180)
     assert result["top1"] < clean["top1"] and result["top5"] < 1.0
+    assert result["top5_scored"] == 1.0 and result["top1_scored"] > result["top1"]
 
 
 def test_half_classes_bad_input():
