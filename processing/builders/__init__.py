@@ -124,7 +124,7 @@ def load_videos(
         FileNotFoundError: if the source, a list, or every clip of a split is missing.
         ValueError: if the lists are not what they should be, or there is no such split.
     """
-    wanted = tuple(re.findall(r"(?:^|\+)\s*(\w+)", split)) if split else ()
+    wanted = tuple(re.findall(r"(?:^|\+)\s*(\w+)", str(split))) if split else ()
     if wanted and source != "moving_shapes":  # which has no lists
         config.setdefault("splits", wanted)  # the lists of other splits need not be there
     builder = video_builder(source, name, cache_dir, **config)

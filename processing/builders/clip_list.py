@@ -96,9 +96,11 @@ class ClipListConfig(datasets.BuilderConfig):
         """{split: clips}, checked.
 
         Raises:
-            ValueError: if a split is unknown or has no clip, or a class of a split has none.
+            ValueError: if `num_shards` is less than 1, a split is unknown or has no clip, or a class in it has none.
             FileNotFoundError: if no clip of a split has a file.
         """
+        if self.num_shards < 1:
+            raise ValueError(f"num_shards is {self.num_shards}; it must be at least 1.")
         clips = self.read_clips()
         self.__dict__.pop("tree", None)  # hundreds of thousands of paths that would travel to every worker
         for split, listed in clips.items():
@@ -296,8 +298,13 @@ def list_sha256(rows: datasets.Dataset) -> str:
 
 def walk(folder: Path) -> list[str]:
     """Return all files below a folder, links followed, as sorted paths relative to it; hidden ones are left out."""
-    files = []
+    files: list[str] = []
+    seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(parent)) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(place)
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(parent).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"

@@ -299,10 +299,18 @@ def test_the_hash_of_a_list_is_that_of_its_clips_labels_and_times(ucf, copy, own
     assert len({list_sha256(each) for each in (rows, *others)}) == 5
 
 
+def test_links_to_folders_above_end(own, cache):
+    (own / "own" / "yoga" / "self").symlink_to(own / "own" / "yoga")
+    (own / "linked").symlink_to(own / "own")
+    assert len(load_videos(own / "own", "train", cache_dir=cache)) == 4
+    assert len(load_videos(own / "linked", "train", cache_dir=cache)) == 4
+
+
 def test_slices_and_sums_of_splits(ucf, cache):
     options = {"data_dir": str(ucf), "cache_dir": cache}
     assert len(load_videos("ucf101", "test[:10]", **options)) == 10
     assert len(load_videos("ucf101", "train+test", **options)) == 303
+    assert len(load_videos("ucf101", datasets.Split.TEST, **options)) == 101
 
 
 def test_listed_clips_without_a_file_keep_their_rows(ucf, copy, cache):
@@ -545,6 +553,8 @@ def test_moving_shapes_by_name(cache):
 def test_unknown_options(own, cache):
     with pytest.raises(ValueError, match="^A folder of videos takes no data_dir.$"):
         load_videos(own / "own", data_dir="elsewhere", cache_dir=cache)
+    with pytest.raises(ValueError, match="num_shards is 0"):
+        load_videos(own / "own", num_shards=0, cache_dir=cache)
     with pytest.raises(ValueError, match="^A list of videos takes no num_frame.$"):
         load_videos(own / "own.csv", num_frame=8, cache_dir=cache)
 
