@@ -133,8 +133,8 @@ def temporal_feature_modulation(
     with maybe_autocast(frame_embeds.device.type, enabled=False):
         video = F.normalize(frame_embeds.float().mean(-2), dim=-1)
         candidates, seen = class_embeds.float(), training_class_embeds.float()
-        near_candidates = (video @ candidates.T).topk(min(top_k, len(candidates)), dim=-1).indices
-        near_seen = (video @ seen.T).topk(min(top_k, len(seen)), dim=-1).indices
+        near_candidates = (video @ candidates.T).topk(min(top_k, candidates.shape[0]), dim=-1).indices
+        near_seen = (video @ seen.T).topk(min(top_k, seen.shape[0]), dim=-1).indices
         similarity = candidates[near_candidates] @ seen[near_seen].transpose(-1, -2)  # [..., k candidates, k training]
         closeness = similarity.amax(-1).mean(-1)
         return torch.exp(-(1.0 - closeness) / temperature)
@@ -562,7 +562,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
 
     def _class_features(self, class_embeds: torch.Tensor) -> torch.Tensor:
         """Checks and L2-normalises what a caller passed as class features, [c, d], in float32."""
-        if class_embeds.dim() != 2 or class_embeds.shape[-1] != self.config.projection_dim or len(class_embeds) == 0:
+        if class_embeds.dim() != 2 or class_embeds.shape[1] != self.config.projection_dim or class_embeds.shape[0] == 0:
             raise ValueError(
                 f"class_embeds must be [classes, {self.config.projection_dim}] with at least one class, "
                 f"got {list(class_embeds.shape)}."
