@@ -11,7 +11,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +27,9 @@ VideoSource = str | os.PathLike[str] | bytes | BinaryIO
 FrameChoice = Sequence[int] | np.ndarray | Callable[[VideoMetadata], Sequence[int] | np.ndarray]
 
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
+
+# Seconds decoded before a clip that starts late in a long file, for a decoder that has settled when the clip begins.
+SEEK_MARGIN = 2.0
 
 
 class VideoDecodeError(ValueError):
@@ -62,7 +65,8 @@ def decode_video(
             rotated, not edited, as many packets as the header says); PyAV does the others. They see only damage in
             the parts that they decode, so `"auto"` never takes them.
         strict: Whether a file that breaks off is an error.
-        start: Where the clip starts in a longer file, in seconds; frames before it are not counted.
+        start: Where the clip starts in a longer file, in seconds; frames before it are not counted, and in an MP4 file
+            not decoded but for the last seconds, so damage there goes unseen.
         end: Where the clip ends, in seconds; frames at and after it are not counted.
 
     Returns:
@@ -256,6 +260,7 @@ def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None) -> _Pass:
         clock, inventory = _Clock(container, stream), _Inventory(container, stream)
         found.fps = clock.fps
         try:
+            _skip_towards(clip.start or 0.0, container)
             for frame in _frames(container, stream, inventory):
                 if found.height is None:
                     size, (found.height, found.width) = (frame.width, frame.height), _upright_size(frame)
@@ -348,6 +353,13 @@ def _is_flush(packet: av.Packet) -> bool:
     return not packet.size and packet.dts is None
 
 
+def _skip_towards(start: float, container: av.container.InputContainer) -> None:
+    """Go to a key frame well before `start` seconds, where the container's index knows the key frames: MP4 and MOV."""
+    if start > 2 * SEEK_MARGIN and "mp4" in container.format.name:
+        with suppress(av.FFmpegError):  # then it is decoded from the start
+            container.seek(int((start - SEEK_MARGIN) * av.time_base) + (container.start_time or 0))
+
+
 class _Clock:
     """When frames are shown, in seconds from the file's start, and how many there are in a second."""
 
@@ -362,17 +374,17 @@ class _Clock:
         self._ticks = 0
 
     def tick(self, item: av.VideoFrame | av.Packet) -> float:
-        """The time of the next frame or packet of the stream."""
+        """The time of the next frame or packet of the stream, to the microsecond, as FFmpeg gives the file's start."""
         self._ticks += 1
         if item.pts is not None and item.time_base and not self._counts:
-            return float(item.pts * item.time_base - self._origin)
-        return (self._ticks - 1) / (self.fps or 25.0)
+            return round(float(item.pts * item.time_base - self._origin), 6)
+        return round((self._ticks - 1) / (self.fps or 25.0), 6)
 
 
 class _Inventory:
-    """What the container says it holds against what was read from it: containers that are cut often just end."""
+    """What was read of a file against what its header promises: containers that are cut often just end."""
 
-    # Demuxers differ in what they drop on purpose, so only a large gap to what the header says counts.
+    # Demuxers drop some packets on purpose, so that only a large gap to the header says anything.
     FAR_FEWER = 0.9
 
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
@@ -391,22 +403,23 @@ class _Inventory:
 
     def shortage(self) -> str | None:
         """Why the file, read to its end, is not whole; None where nothing speaks against it."""
-        if self._last is not None and self._last.is_corrupt:
+        if self._last is None:
+            return None
+        if self._last.is_corrupt:
             return "the file ends within a packet"
-        kind = self._container.format.name
-        declared, read = 0, self._packets
+        kind, decoded_at = self._container.format.name, self._last.dts or 0
         if "mp4" in kind:
-            # The sample table, edit lists applied; the header's own count knows nothing of edits.
-            declared = len(getattr(self._stream, "index_entries", ()))
-        elif kind == "avi" and self._last is not None:
-            # Chunks may be empty, to show the previous frame again; they still count in the timestamps.
-            declared, read = int(self.FAR_FEWER * self._stream.frames), max(read, (self._last.dts or 0) + 1)
-        if read < declared:
-            return f"it holds {read} of the {max(declared, self._stream.frames)} frames that its header lists"
-        seconds = (self._container.duration or 0) / av.time_base
-        if kind in ("matroska,webm", "flv") and self._end < self.FAR_FEWER * seconds:
-            return f"it ends at {self._end:.2f} s of the {seconds:.2f} s that its header tells"
-        return None
+            # The sample table after edit lists; the header's own count knows nothing of edits.
+            table = getattr(self._stream, "index_entries", ())
+            ends_early = len(table) > 0 and decoded_at < table[len(table) - 1].timestamp
+        elif kind == "avi":
+            # Empty chunks show the previous frame again; they are no packets, but count in the times.
+            ends_early = max(self._packets, decoded_at + 1) < self.FAR_FEWER * self._stream.frames
+        elif kind in ("matroska,webm", "flv"):
+            ends_early = self._end < self.FAR_FEWER * (self._container.duration or 0) / av.time_base
+        else:
+            ends_early = False  # raw and transport streams promise nothing
+        return f"it ends at {self._end:.2f} s, earlier than its header says" if ends_early else None
 
 
 def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
