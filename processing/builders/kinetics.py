@@ -1,7 +1,8 @@
 """Kinetics-400 and Kinetics-600 (Kay et al., 2017; Carreira et al., 2018) as most people have them.
 
-Lists are the published CSV files, `label,youtube_id,time_start,time_end,split`; clips are already cut out of their
-videos and named `<youtube_id>_<time_start>_<time_end>.mp4`, both times with six digits, in one folder or one a class.
+Lists are the published CSV files, `label,youtube_id,time_start,time_end,split`, one a split or one for all; clips are
+already cut out of their videos and named `<youtube_id>_<time_start>_<time_end>.mp4`, both times with six digits, in
+one folder or one a class.
 """
 
 import csv
@@ -53,9 +54,24 @@ class KineticsConfig(OfficialListConfig):
                 names[_SPLIT_NAMES[match["split"]]].append(name)
         return names
 
+    @cached_property
+    def _joint_list(self) -> Path | None:
+        """The one list of all splits, told by its columns, where no list is named after a split."""
+        if self._list_names:
+            return None
+        columns = {*_COLUMNS, "split"}
+        paths = [self.tree.find_list(name) for name in self.tree.lists if name.lower().endswith(".csv")]
+        joint = [path for path in paths if columns <= set(csv.DictReader(read_lines(path)).fieldnames or ())]
+        if len(joint) > 1:
+            raise ValueError(f"{joint[0]} and {joint[1]} may both be the list of {self.title}; keep one of them.")
+        return joint[0] if joint else None
+
     def split_names(self) -> tuple[str, ...]:
         """Return the splits whose lists are there, or all of them if some are asked for by name."""
-        found = tuple(split for split in SPLITS if self.splits or split in self._list_names)
+        named = set(self._list_names)
+        if self._joint_list is not None:
+            named = {_SPLIT_NAMES.get(row["split"].strip(), row["split"]) for row in self._rows(self._joint_list)}
+        found = tuple(split for split in SPLITS if self.splits or split in named)
         if not found:
             raise FileNotFoundError(
                 f"No list of {self.title} (train.csv, val.csv, test.csv) is under {self.tree.list_root}; put "
@@ -67,6 +83,9 @@ class KineticsConfig(OfficialListConfig):
     def _list_paths(self) -> dict[str, Path]:
         paths = {}
         for split in self.wanted_splits:
+            if self._joint_list is not None:
+                paths[split] = self._joint_list
+                continue
             names = sorted(self._list_names.get(split, [f"{split}.csv"]))
             if len(names) > 1:
                 raise ValueError(
@@ -98,6 +117,8 @@ class KineticsConfig(OfficialListConfig):
             rows = self._rows(path)
             for row in rows:
                 where = f"{path}, line {rows.line_num}"
+                if self._joint_list is not None and _SPLIT_NAMES.get((row["split"] or "").strip()) != split:
+                    continue
                 if self.subset and row["label"] not in self.label_set.classes:
                     continue
                 label = self.label(row["label"], where)

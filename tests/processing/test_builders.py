@@ -181,6 +181,22 @@ def test_kinetics400_flat_and_in_class_folders(kinetics400, cache):
     assert all(Path(video["path"]).is_file() for video in (*train["video"], *validation["video"]))
 
 
+def test_kinetics400_with_one_list_of_all_splits(kinetics400, copy, cache):
+    root = copy(kinetics400)
+    lists = {split: root / "annotations" / f"{split}.csv" for split in ("train", "val")}
+    header = "label,youtube_id,time_start,time_end,split\n"
+    rows = [
+        line.rsplit(",", 1)[0] + f",{split}\n" for split in lists for line in lists[split].open() if line != header
+    ]
+    for path in lists.values():
+        path.unlink()
+    (root / "annotations" / "all.csv").write_text(header + "".join(rows))
+    builder = Kinetics(data_dir=str(root), cache_dir=cache)
+    assert sorted(builder.config.clips) == ["train", "validation"]
+    apart = Kinetics(data_dir=str(kinetics400), cache_dir=cache)
+    assert builder.config.clips == apart.config.clips
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_kinetics600_zero_shot_sets(kinetics600, cache, k):
     name = f"kinetics600_split{k}"
