@@ -1,9 +1,10 @@
 """Converts the authors' MoTE checkpoints (`MoTE_B16.pt`, `MoTE_L14.pt`) into a folder that transformers loads.
 
-    python -m modeling_mote.convert_mote_original --checkpoint MoTE_B16.pt --clip openai/clip-vit-base-patch16 --output mote-vitb16
+    python -m modeling_mote.convert_mote_original \\
+        --checkpoint MoTE_B16.pt --clip openai/clip-vit-base-patch16 --output mote-vitb16
 
-Their file holds the fine-tuned image tower, the temporal head and the training classes' text features; the frozen text tower is CLIP's own.
-Prints what it wrote: sizes, the blending weight alpha and the class names it could verify.
+Their file holds the fine-tuned image tower, the temporal head and the training classes' text features; the frozen text
+tower is CLIP's own. Prints what it wrote: sizes, and the blending weight alpha.
 """
 
 import argparse
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import AutoTokenizer, CLIPModel
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
 from processing.label_sets import load_label_set, read_label_file
@@ -72,6 +75,11 @@ class ConversionError(ValueError):
     """The input is not a MoTE checkpoint that can be converted with these arguments."""
 
 
+def one_line(error: Exception) -> str:
+    """An error's message without its line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], int | None]:
     """Reads the authors' file without running code from it.
 
@@ -87,16 +95,42 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torc
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way in which a file is not a checkpoint
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConversionError(f"--checkpoint {path} holds no plain PyTorch weights: {reason}") from error
     parts = []
     for name in ("model_state_dict", "fusion_model_state_dict"):
         part = loaded.get(name) if isinstance(loaded, dict) else None
-        if not isinstance(part, dict) or not all(isinstance(value, torch.Tensor) for value in part.values()):
+        if not isinstance(part, dict) or not all(
+            isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in part.items()
+        ):
             raise ConversionError(f"--checkpoint {path} is not a MoTE checkpoint: it has no tensors under {name!r}.")
+        if broken := [key for key, value in part.items() if not value.isfinite().all()]:
+            raise ConversionError(f"--checkpoint {path} holds values that are not finite in {', '.join(broken)}.")
         parts.append({key.removeprefix("module."): value.float() for key, value in part.items()})
     epoch = loaded.get("epoch")
     return parts[0], parts[1], epoch if isinstance(epoch, int) else None
+
+
+def load_clip(clip: str | os.PathLike) -> tuple[CLIPModel, Any]:
+    """Loads the pretrained CLIP, of which nothing may be missing, and its tokenizer.
+
+    Raises:
+        ConversionError: if `clip` is anything else.
+    """
+    try:
+        kind = CLIPConfig.get_config_dict(clip)[0].get("model_type")
+        if kind != CLIPConfig.model_type:
+            raise ConversionError(f"it is of model type {kind!r}, not a CLIP")
+        model, info = CLIPModel.from_pretrained(clip, dtype=torch.float32, output_loading_info=True)
+        if info["missing_keys"]:
+            raise ConversionError(f"it lacks the weights {', '.join(sorted(info['missing_keys']))}")
+        tokenizer = AutoTokenizer.from_pretrained(clip)
+        # Where there are no files of one, transformers makes a tokenizer that knows no word.
+        if set(tokenizer("a photo of a person").input_ids) <= set(tokenizer.all_special_ids):
+            raise ConversionError("it has no tokenizer")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConversionError(f"--clip {clip} can't be used: {one_line(error)}") from error
+    return model, tokenizer
 
 
 def count(tensors: dict[str, torch.Tensor], pattern: str) -> int:
@@ -118,7 +152,8 @@ def infer_config(
     )
     if layers != clip_layers:
         raise ConversionError(
-            f"The checkpoint's image tower has {layers} layers and --clip's {clip_layers}: name the CLIP that it was trained from."
+            f"The checkpoint's image tower has {layers} layers and --clip's {clip_layers}: "
+            "name the CLIP that it was trained from."
         )
     sizes = ["frame_position_embeddings.weight", "spe_cls_feature", "transformer.resblocks.0.mlp.fc_up.0.weight"]
     if missing := [key for key in sizes if key not in head or head[key].dim() != 2]:
@@ -126,7 +161,8 @@ def infer_config(
     positions, seen, up = (head[key] for key in sizes)
     if seen.shape[1] != clip.config.projection_dim:
         raise ConversionError(
-            f"The checkpoint's features are {seen.shape[1]} wide and --clip's {clip.config.projection_dim}: name the CLIP that it was trained from."
+            f"The checkpoint's features are {seen.shape[1]} wide and --clip's {clip.config.projection_dim}: "
+            "name the CLIP that it was trained from."
         )
     return MoTEConfig(
         **{
@@ -170,16 +206,19 @@ def key_table(config: MoTEConfig) -> Iterator[tuple[list[str], list[str]]]:
             )
 
 
-def convert_state_dict(original: dict[str, torch.Tensor], config: MoTEConfig) -> dict[str, torch.Tensor]:
+def convert_state_dict(
+    image: dict[str, torch.Tensor], head: dict[str, torch.Tensor], config: MoTEConfig
+) -> dict[str, torch.Tensor]:
     """Renames, splits, stacks and transposes the authors' tensors into ours.
 
     Raises:
         ConversionError: naming the keys that are missing or that nothing is made of.
     """
-    table = list(key_table(config))
+    original, table = image | head, list(key_table(config))
     expected = {key for sources, _ in table for key in sources}
     missing = sorted(expected - set(original))
-    unexpected = sorted(key for key in set(original) - expected if not key.endswith("mote_fusion_weight"))
+    unexpected = sorted(key for key in set(original) - expected if not key.endswith(".mote_fusion_weight"))
+    unexpected += sorted(image.keys() & head.keys())
     if missing or unexpected:
         said = [
             f"{len(keys)} {kind} keys: {', '.join(keys)}"
@@ -191,7 +230,7 @@ def convert_state_dict(original: dict[str, torch.Tensor], config: MoTEConfig) ->
     for sources, targets in table:
         tensors = [original[key] for key in sources]
         if sources == ["visual.proj"]:
-            tensors = [tensors[0].T]
+            tensors = [tensors[0].transpose(0, -1)]
         elif len(targets) == 3:
             tensors = list(tensors[0].chunk(3))
         elif ".mlp.fc_" in sources[0]:
@@ -205,37 +244,38 @@ def convert_state_dict(original: dict[str, torch.Tensor], config: MoTEConfig) ->
 
 
 def merge_weights(head: dict[str, torch.Tensor], config: MoTEConfig) -> torch.Tensor | None:
-    """The test-time merge stored in `mote_fusion_weight`, softmax of it a layer, [L, E]; None where it is the uniform one."""
+    """The merge at test that `mote_fusion_weight` stores, softmax of it a layer, [L, E]; None where it is uniform."""
     temporal = config.temporal_config
-    stored = [
-        head.get(f"transformer.resblocks.{layer}.mlp.mote_fusion_weight", torch.zeros(temporal.num_experts))
-        for layer in range(temporal.num_hidden_layers)
-    ]
-    merge = torch.stack(stored).softmax(-1)
+    keys = [f"transformer.resblocks.{layer}.mlp.mote_fusion_weight" for layer in range(temporal.num_hidden_layers)]
+    stored = {key: head.get(key, torch.zeros(temporal.num_experts)) for key in keys}
+    if wrong := [key for key, weights in stored.items() if weights.shape != (temporal.num_experts,)]:
+        raise ConversionError(f"{', '.join(wrong)} must hold one weight for each of {temporal.num_experts} experts.")
+    merge = torch.stack(list(stored.values())).softmax(-1)
     return None if torch.allclose(merge, torch.full_like(merge, 1 / temporal.num_experts)) else merge
 
 
 def class_names(
-    model: MoTEForVideoClassification, tokenizer: Any, features: torch.Tensor, labels: Path | None
+    model: MoTEForVideoClassification, tokenizer: Any, features: torch.Tensor, labels: str | os.PathLike | None
 ) -> list[str]:
-    """Names of the training classes: the label file's, or Kinetics-400's where the features prove them, or LABEL_i with a warning."""
+    """Names of the training classes, n for features [n, d].
+
+    The label file's; else Kinetics-400's where every feature is nearest to its name's; else LABEL_i, with a warning.
+    """
     n = len(features)
     if labels is not None:
-        names = list(read_label_file(labels))
+        names = list(read_label_file(labels).classes)
         if len(names) != n:
             raise ConversionError(f"--labels {labels} names {len(names)} classes, but the checkpoint has {n}.")
         return names
     if n == 400:
         names = list(load_label_set("kinetics400").classes)
-        nearest = (encode_classes(model, tokenizer, names) @ torch.nn.functional.normalize(features, dim=-1).T).argmax(
-            0
-        )
-        if nearest.tolist() == list(range(n)):
+        cosines = encode_classes(model, tokenizer, names) @ F.normalize(features, dim=-1).T  # [names, features]
+        if cosines.argmax(0).tolist() == list(range(n)):
             return names
     warnings.warn(
-        f"The checkpoint does not say what its {n} classes are called, and they are not Kinetics-400's in its order: naming them LABEL_0 to "
-        f"LABEL_{n - 1}. Pass --labels with a CSV of their names.",
-        stacklevel=2,
+        f"The checkpoint does not say what its {n} classes are called, and they are not Kinetics-400's in its order: "
+        f"naming them LABEL_0 to LABEL_{n - 1}. Pass --labels with a CSV of their names.",
+        stacklevel=3,
     )
     return [f"LABEL_{index}" for index in range(n)]
 
@@ -245,16 +285,16 @@ def card_stub(record: dict[str, Any], config: MoTEConfig) -> ModelCard:
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="video-classification",
-        base_model=record["clip"]
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", record["clip"]) and not Path(record["clip"]).exists()
-        else None,
+        base_model=record["clip"] if "/" in record["clip"] else None,
         tags=["mote", "zero-shot-video-classification", "clip", "video"],
     )
     text = f"""# MoTE
 
-Converted by `python -m modeling_mote.convert_mote_original` from `{record["checkpoint"]}` (SHA-256 `{record["checkpoint_sha256"]}`) and
-the CLIP `{record["clip"]}`. The image tower and the logit scale are {record["alpha"]} · fine-tuned + {1 - record["alpha"]:.4g} · CLIP; the authors
-score with 0.99. {config.num_labels} training classes, {config.num_frames} frames, {config.temporal_config.num_hidden_layers} temporal layers.
+Converted by `python -m modeling_mote.convert_mote_original` from `{record["checkpoint"]}`
+(SHA-256 `{record["checkpoint_sha256"]}`) and the CLIP `{record["clip"]}`.
+The image tower and the logit scale are {record["alpha"]} · fine-tuned + {1 - record["alpha"]:.4g} · CLIP; the authors score
+with 0.99. {config.num_labels} training classes, {config.num_frames} frames,
+{config.temporal_config.num_hidden_layers} temporal layers.
 
 ```python
 import modeling_mote
@@ -294,38 +334,39 @@ def convert(
         ConversionError: for anything but a MoTE checkpoint that fits the other arguments.
         FileNotFoundError, FileExistsError: for a missing checkpoint, an output that is not empty.
     """
-    checkpoint, output = Path(checkpoint), Path(output)
+    checkpoint, output = Path(checkpoint), Path(output).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"--output {output} exists and is not an empty folder.")
     if not 0 <= alpha <= 1:
         raise ConversionError(f"--alpha must be between 0 (CLIP) and 1 (fine-tuned), got {alpha}.")
     image, head, epoch = read_checkpoint(checkpoint)
-    clip_model = CLIPModel.from_pretrained(clip, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(clip)
+    clip_model, tokenizer = load_clip(clip)
     config = infer_config(image, head, clip_model, num_frames)
-    converted = convert_state_dict(image | head, config)
-
-    pretrained = clip_model.state_dict()
-    state = dict(pretrained)
-    model = MoTEForVideoClassification(config)
-    for key, shape in ((key, tensor.shape) for key, tensor in model.state_dict().items() if key in converted):
-        if converted[key].shape != shape:
-            raise ConversionError(
-                f"The checkpoint does not fit --clip {clip}: {key} is {list(converted[key].shape)} there and must be {list(shape)}; "
-                "name the CLIP that it was trained from."
-            )
-    for key, tensor in converted.items():
-        # Their scripts blend what was fine-tuned from CLIP; the temporal head has no CLIP counterpart.
-        state[key] = alpha * tensor + (1 - alpha) * pretrained[key] if key in pretrained and alpha < 1 else tensor
-    model.load_state_dict(state)
-    model.eval()
+    converted = convert_state_dict(image, head, config)
     merge = merge_weights(head, config)
+
+    model = MoTEForVideoClassification(config).eval()
+    state, pretrained = model.state_dict(), clip_model.state_dict()
+    for key, tensor in converted.items():
+        if tensor.shape != state[key].shape:
+            raise ConversionError(
+                f"The checkpoint does not fit --clip {clip}: {key} is {list(tensor.shape)} there and must be "
+                f"{list(state[key].shape)}; name the CLIP that it was trained from."
+            )
+        # Their scripts blend what was fine-tuned from CLIP; the temporal head has no CLIP counterpart.
+        if key in pretrained and alpha < 1:
+            converted[key] = alpha * tensor + (1 - alpha) * pretrained[key]
+    model.load_state_dict(pretrained | converted)
+    features = converted["seen_classes.weight"]
+    model.set_training_classes(class_names(model, tokenizer, features, labels), features)
+    summary = (
+        f"{config.temporal_config.num_hidden_layers} temporal layers of {config.temporal_config.num_experts} experts, "
+        f"{len(features)} training classes, "
+        f"alpha {alpha} (image tower = {alpha} · fine-tuned + {1 - alpha:.4g} · CLIP)"
+    )
     if merge is not None:
         model.merge_experts(weights=merge)
-    model.set_training_classes(
-        class_names(model, tokenizer, head["spe_cls_feature"], None if labels is None else Path(labels)),
-        head["spe_cls_feature"],
-    )
+        summary += ", experts merged as its mote_fusion_weight says"
 
     side = clip_model.config.vision_config.image_size
     video_processor = MoTEVideoProcessor(
@@ -337,13 +378,11 @@ def convert(
     record = {
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        "clip": str(clip),
+        "clip": Path(clip).resolve().name if Path(clip).exists() else str(clip),
         "alpha": alpha,
         "epoch": epoch,
-        "merge": "uniform at inference"
-        if merge is None
-        else [[round(share, 6) for share in row] for row in merge.tolist()],
-        "classes": len(head["spe_cls_feature"]),
+        "merge": "uniform at inference" if merge is None else [[round(s, 6) for s in row] for row in merge.tolist()],
+        "classes": len(features),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
@@ -353,13 +392,11 @@ def convert(
         card_stub(record, model.config).save(partial / "README.md")
         (partial / "conversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, output)
+    except SafetensorError as error:  # how safetensors says that a disk is full
+        raise OSError(f"--output {output} can't be written: {one_line(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    temporal = model.config.temporal_config
-    print(
-        f"{output}: {temporal.num_hidden_layers} temporal layers of {len(head) and config.temporal_config.num_experts} experts, "
-        f"{record['classes']} training classes, alpha {alpha} (image tower = {alpha} · fine-tuned + {1 - alpha:.4g} · CLIP)"
-    )
+    print(f"{output}: {summary}")
     return model
 
 
@@ -377,7 +414,7 @@ def main() -> None:
     try:
         convert(**vars(arguments))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
 
 
 if __name__ == "__main__":
