@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from processing import encode_classes
@@ -90,7 +90,7 @@ def class_features(
     if not path.is_file():
         features = encode_classes(model, tokenizer, names, prompts)
         write_whole({"class_embeds": features.cpu().contiguous()}, path, {"names": json.dumps(names)})
-    return load_file(path)["class_embeds"].to(model.device)
+    return load_with_metadata(path)[0]["class_embeds"].to(model.device)
 
 
 def frame_features_key(model: MoTEModel, video_processor: Any, clips: Sequence[Any], sampling: dict[str, Any]) -> str:
@@ -113,9 +113,16 @@ def frame_features_key(model: MoTEModel, video_processor: Any, clips: Sequence[A
 
 
 def load_with_metadata(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    """Tensors and metadata of a safetensors file; the tensors are mapped, so the system reads what is used of them.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it.") from error
 
 
 __all__ = ["class_features", "fingerprint", "frame_features_key", "load_with_metadata", "write_whole"]

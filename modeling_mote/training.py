@@ -71,6 +71,6 @@ def parameter_groups(model: MoTEModel, lr: float, clip_lr: float, weight_decay: 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     """The generator of one step's mixtures: the same on every process given a rank, and again after a resume."""
     generator = torch.Generator()
-    # A large odd multiplier keeps (seed, step, rank) apart; PyTorch's generator takes 64 bits.
+    # Odd multipliers keep (seed, step, rank) apart, also in the low 32 bits, all that the CPU generator uses.
     generator.manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63)
     return generator

@@ -1,5 +1,7 @@
 """Rows of a video dataset to pixels, in DataLoader workers: decode, sample frames, augment, normalise."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +16,31 @@ from .video_decoding import VideoDecodeError, decode_video
 from .video_processing_mote import MoTEVideoProcessor, open_encoded
 
 
+def list_clips(rows: Any) -> list[tuple[str | None, int, float | None, float | None]]:
+    """(path, label, start, end) of every clip of a split, without touching its videos.
+
+    Args:
+        rows: a split of `datasets`, as the builders give them.
+    """
+
+    def column(name: str) -> Any:
+        return rows[name] if name in rows.column_names else [None] * len(rows)
+
+    paths = rows["path"] if "path" in rows.column_names else [video["path"] for video in rows["video"]]
+    return list(zip(paths, rows["label"], column("start"), column("end"), strict=True))
+
+
+def list_sha256(rows: Any) -> str:
+    """SHA-256, in hexadecimal, of a split's paths, labels and times, in order."""
+    return hashlib.sha256(json.dumps(list_clips(rows)).encode()).hexdigest()
+
+
 class VideoClips(Dataset):
     """Clips of a `datasets` split as pixels; what is random in one is determined by (seed, epoch, index) alone.
 
-    An item is asked for as `index` or as `(epoch, index)`. It holds `index`, `label` and `pixel_values_videos`, float32
-    [t, 3, h, w] or, for several views, [v, t, 3, h, w]; or, for a file that cannot be read, `error` in place of pixels.
+    An item is asked for as `index` or as `(epoch, index)`. It holds `index`, `label`, `decoder` (the library that read
+    it) and `pixel_values_videos`, float32 [t, 3, h, w] or, for several views, [v, t, 3, h, w]; or, for a file that
+    cannot be read, `error` in place of the last two.
 
     Args:
         rows: a split with the columns `video` (undecoded), `label`, and maybe `start` and `end` in seconds.
@@ -30,6 +52,8 @@ class VideoClips(Dataset):
         labels: dataset's label → class index, where they differ.
         seed: of frames and transforms.
     """
+
+    input_name = "pixel_values_videos"
 
     def __init__(
         self,
@@ -60,13 +84,13 @@ class VideoClips(Dataset):
         row = self.rows[index]
         label = row["label"] if self.labels is None else self.labels[row["label"]]
         try:
-            pixels = self.pixels(row, clip_seed(self.seed, epoch, index), self.name(index))
+            pixels, decoder = self.read(row, clip_seed(self.seed, epoch, index), self.name(index))
         except (VideoDecodeError, OSError) as error:
             return {"index": index, "label": label, "error": str(error)}
-        return {"index": index, "label": label, "pixel_values_videos": pixels}
+        return {"index": index, "label": label, "decoder": decoder, self.input_name: pixels}
 
-    def pixels(self, row: Mapping[str, Any], seed: int, name: str) -> torch.Tensor:
-        """Pixels of one row, [t, 3, h, w] or [v, t, 3, h, w].
+    def read(self, row: Mapping[str, Any], seed: int, name: str) -> tuple[torch.Tensor, str | None]:
+        """Pixels of one row, [t, 3, h, w] or [v, t, 3, h, w], and the library that decoded it.
 
         Raises:
             VideoDecodeError: if the file cannot be decoded.
@@ -78,7 +102,7 @@ class VideoClips(Dataset):
             return sample_indices(metadata.total_num_frames, self.num_frames, self.sampling, self.num_clips, generator)
 
         video, _ = open_encoded(row["video"], name)
-        frames, _ = decode_video(
+        frames, metadata = decode_video(
             video,
             choose,
             backend=self.video_processor.video_backend,
@@ -93,20 +117,25 @@ class VideoClips(Dataset):
             options |= {"do_resize": False, "do_center_crop": False}
         pixels = self.video_processor(clips, **options)["pixel_values_videos"]  # [clips, (crops), t, 3, h, w]
         views = pixels.flatten(0, -5)
-        return views[0] if len(views) == 1 else views
+        return views[0] if len(views) == 1 else views, metadata.video_backend
 
 
-def collate_clips(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def collate_clips(samples: Sequence[Mapping[str, Any]], input_name: str = VideoClips.input_name) -> dict[str, Any]:
     """A batch of what could be read, and the errors of what could not.
 
+    Args:
+        samples: items of [`VideoClips`], or of a dataset with another input in place of the pixels.
+        input_name: key of the input.
+
     Returns:
-        `pixel_values_videos` [b, ...] or None if nothing could be read; `labels` [b] and `indices` [b] of the same
-        clips; `errors`, a list of (index, label, message).
+        the input [b, ...] under its name, or None if nothing could be read; `labels` [b], `indices` [b] and `decoders`
+        of the same clips; `errors`, a list of (index, label, message).
     """
     read = [sample for sample in samples if "error" not in sample]
     return {
-        "pixel_values_videos": torch.stack([sample["pixel_values_videos"] for sample in read]) if read else None,
+        input_name: torch.stack([sample[input_name] for sample in read]) if read else None,
         "labels": torch.tensor([sample["label"] for sample in read], dtype=torch.long),
         "indices": torch.tensor([sample["index"] for sample in read], dtype=torch.long),
+        "decoders": [sample.get("decoder") for sample in read],
         "errors": [(sample["index"], sample["label"], sample["error"]) for sample in samples if "error" in sample],
     }

@@ -1,0 +1,176 @@
+"""Videos of three classes, a tiny CLIP on disk, and ways to run the scripts of `examples/`: in here, or as users do."""
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+CLASSES = ("left", "right", "still")
+TEXT = "a photo video example demonstration of person using doing during performing practicing . left right still"
+
+
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_script", EXAMPLES / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    path = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+    return module
+
+
+@pytest.fixture(scope="session")
+def train_script() -> ModuleType:
+    """`examples/train.py` as a module."""
+    return _script("train")
+
+
+@pytest.fixture(scope="session")
+def evaluate_script() -> ModuleType:
+    """`examples/evaluate.py` as a module."""
+    return _script("evaluate")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    """accelerate keeps its first setting for the whole process; one thread makes sums repeat to the last digit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+
+
+def moving_square(label: int, seed: int, num_frames: int = 12, side: int = 32) -> np.ndarray:
+    """A bright square on noise that goes left, goes right or stays, uint8 [t, h, w, 3]."""
+    draw = np.random.default_rng(seed)
+    frames = draw.integers(0, 60, (num_frames, side, side, 3), dtype=np.uint8)
+    top, start, colour = draw.integers(0, side - 10), draw.integers(0, side), draw.integers(120, 255, 3)
+    for index, frame in enumerate(frames):
+        columns = (start + (-2, 2, 0)[label] * index + np.arange(8)) % side
+        frame[top : top + 8, columns] = colour
+    return frames
+
+
+@pytest.fixture(scope="session")
+def write_list(tmp_path_factory: pytest.TempPathFactory, write_video) -> Callable[..., Path]:
+    """`write_list(name, num_clips, bad=(), seed=0)`: a CSV list of clips of the three classes in turn, and their files.
+
+    The clips numbered in `bad` are no videos.
+    """
+
+    def write(name: str, num_clips: int, bad: Sequence[int] = (), seed: int = 0) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        rows = [("path", "label")]
+        for index in range(num_clips):
+            file = folder / f"clip{index:02d}.mp4"
+            if index in bad:
+                file.write_bytes(b"this is no video")
+            else:
+                write_video(file, frames=moving_square(index % 3, 100 * seed + index))
+            rows.append((file.name, CLASSES[index % 3]))
+        with open(folder / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        return folder / f"{name}.csv"
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def train_list(write_list) -> Path:
+    """12 clips to train on."""
+    return write_list("training", 12)
+
+
+@pytest.fixture(scope="session")
+def validation_list(write_list) -> Path:
+    """7 other clips: an odd number."""
+    return write_list("validation", 7, seed=1)
+
+
+def tiny_clip(folder: Path, width: int = 16, seed: int = 0) -> Path:
+    """Writes a CLIP of a few thousand weights with a word tokenizer."""
+    vocabulary = {word: index for index, word in enumerate(["<unk>", *TEXT.split(), "<start>", "<end>"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[(token, vocabulary[token]) for token in ("<start>", "<end>")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<start>",
+        eos_token="<end>",
+        pad_token="<end>",
+        unk_token="<unk>",
+        model_max_length=24,
+    )
+    end = vocabulary["<end>"]
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 24, "bos_token_id": end - 1, "eos_token_id": end}
+    config = CLIPConfig(
+        text_config=tower | text | {"pad_token_id": end},
+        vision_config=tower | {"image_size": 32, "patch_size": 16},
+        projection_dim=width,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> Callable[..., Path]:
+    """`make_clip(folder, width=16, seed=0)` writes a tiny CLIP."""
+    return tiny_clip
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP: frames of 32 × 32, d = 16."""
+    return tiny_clip(tmp_path_factory.mktemp("clip") / "tiny-clip")
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen]:
+    """`start(script, options, processes=1, **env)`: the script as users run it, alone or under torchrun."""
+
+    def run(script: str, options: dict[str, object], processes: int = 1, **env: str) -> subprocess.Popen:
+        command = [sys.executable]
+        if processes > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command += [str(EXAMPLES / f"{script}.py"), *(f"--{name}={value}" for name, value in options.items())]
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | env,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finish() -> Callable[..., tuple[str, str]]:
+    """`finish(process, code=0)`: what a started script printed on stdout and stderr, after it exited with this code."""
+
+    def wait(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == code, err
+        return out, err
+
+    return wait
