@@ -87,7 +87,7 @@ def main() -> None:
     row = builder.as_dataset("test_compositions")[0]
     video = folder.parent / "example.mp4"
     video.write_bytes(row["video"]["bytes"])
-    classify = pipeline("zero-shot-video-classification", model=str(folder))
+    classify = pipeline("zero-shot-video-classification", model=str(folder))  # type: ignore[call-overload]
     names = builder.class_names("test_compositions")
     print(f"\n{video} shows a {builder.info.features['label'].int2str(row['label'])}; of {len(names)} labels:")
     for answer in classify(str(video), candidate_labels=names, top_k=5):
