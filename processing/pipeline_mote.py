@@ -1,5 +1,6 @@
 """The `zero-shot-video-classification` pipeline: videos and labels in, labels with scores out."""
 
+import gc
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence, Sized
@@ -46,6 +47,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             raise ValueError(
                 "the zero-shot-video-classification pipeline needs processor=, with a video processor and a tokenizer"
             )
+        self.model.eval()  # a model in training mode would draw experts at random
         self._class_features: OrderedDict[tuple, torch.Tensor] = OrderedDict()
 
     def __call__(self, video: Any = None, candidate_labels: Any = None, **kwargs: Any) -> Any:
@@ -96,6 +98,12 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             results = super().__call__((item for item in video), **kwargs)
             return list(results) if isinstance(video, Sized) else results
         return super().__call__(video, **kwargs)
+
+    def get_iterator(self, inputs: Any, num_workers: int, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', after freeing what would hang the workers: PyAV objects whose threads a fork loses."""
+        if num_workers:
+            gc.collect()  # a forked worker that collects such an object waits for its threads for ever
+        return super().get_iterator(inputs, num_workers, *args, **kwargs)
 
     def _sanitize_parameters(
         self,

@@ -1,0 +1,278 @@
+"""The zero-shot pipeline on real files: inputs, labels, batching, the class-feature cache, both model classes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Video
+from PIL import Image
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from modeling_mote import MoTEForVideoClassification
+from processing import ZeroShotVideoClassificationPipeline, encode_classes, prompts
+from processing.video_decoding import VideoDecodeError, decode_video
+
+TASK = "zero-shot-video-classification"
+LABELS = ["archery", "yoga", "flipping the pancake"]
+
+
+@pytest.fixture(scope="module")
+def classify(model_folder: Path) -> ZeroShotVideoClassificationPipeline:
+    return pipeline(TASK, model=str(model_folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory, write_video) -> list[str]:
+    folder = tmp_path_factory.mktemp("clips")
+    sizes = {"one.mp4": (48, 64, 16), "two.mkv": (64, 48, 9), "short.avi": (40, 40, 3)}
+    return [
+        str(write_video(folder / name, num_frames=length, size=(height, width), codec="mpeg4"))
+        for name, (height, width, length) in sizes.items()
+    ]
+
+
+def assert_same(results: list, expected: list, tolerance: float = 1e-6) -> None:
+    assert len(results) == len(expected)
+    for result, other in zip(results, expected, strict=True):
+        assert [row["label"] for row in result] == [row["label"] for row in other]
+        assert [row["score"] for row in result] == pytest.approx([row["score"] for row in other], abs=tolerance)
+
+
+def test_scores_are_the_models(classify, clips):
+    result = classify(clips[0], candidate_labels=LABELS)
+    assert [set(row) for row in result] == [{"score", "label"}] * 3
+    assert sorted(row["label"] for row in result) == sorted(LABELS)
+    assert result == sorted(result, key=lambda row: -row["score"])
+    inputs = classify.processor(videos=clips[0], return_tensors="pt")
+    class_embeds = encode_classes(classify.model, classify.processor, LABELS)
+    with torch.no_grad():
+        outputs = classify.model(**inputs, class_embeds=class_embeds)
+    assert outputs.modulation is not None and (outputs.modulation != 1).all()  # the labels reach the video side
+    expected = dict(zip(LABELS, outputs.logits_per_video[0].softmax(-1).tolist(), strict=True))
+    assert {row["label"]: row["score"] for row in result} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
+def test_any_number_of_labels(classify, clips, count):
+    labels = [f"running {index}" for index in range(count)]
+    result = classify(clips[0], candidate_labels=labels)
+    assert len(result) == count and sum(row["score"] for row in result) == pytest.approx(1)
+
+
+def test_labels_as_a_string_and_set_once(classify, model_folder, clips):
+    expected = classify(clips[0], candidate_labels=LABELS)
+    assert_same([classify(clips[0], candidate_labels="archery, yoga , flipping the pancake")], [expected])
+    fixed = pipeline(TASK, model=str(model_folder), candidate_labels=LABELS, top_k=2)
+    assert_same([fixed(clips[0])], [expected[:2]])
+    assert_same([fixed(clips[0], top_k=1)], [expected[:1]])
+    assert len(fixed(clips[0], candidate_labels="yoga")) == 1
+
+
+def test_top_k(classify, clips):
+    full = classify(clips[0], candidate_labels=LABELS)
+    assert_same([classify(clips[0], candidate_labels=LABELS, top_k=2)], [full[:2]])
+    assert_same([classify(clips[0], candidate_labels=LABELS, top_k=9)], [full])
+
+
+def test_every_form_of_input(classify, clips):
+    expected = classify(clips[0], candidate_labels=LABELS)
+    frames = decode_video(clips[0])[0]
+    forms = [
+        Path(clips[0]),
+        Path(clips[0]).read_bytes(),
+        {"path": clips[0], "bytes": None},
+        {"path": None, "bytes": Path(clips[0]).read_bytes()},
+        frames,
+        torch.from_numpy(frames).permute(0, 3, 1, 2),
+        [Image.fromarray(frame) for frame in frames],
+        tuple(Image.fromarray(frame) for frame in frames),
+        list(frames),
+    ]
+    for form in forms:
+        assert_same([classify(form, candidate_labels=LABELS)], [expected])
+    assert_same(classify(forms, candidate_labels=LABELS), [expected] * len(forms))
+    assert_same(classify(np.stack([frames, frames]), candidate_labels=LABELS), [expected] * 2)
+    assert_same([classify(videos=clips[0], candidate_labels=LABELS)], [expected])
+    assert_same([classify(inputs=clips[0], candidate_labels=LABELS)], [expected])
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"batch_size": 3, "num_workers": 2}, {"num_workers": 1}])
+def test_batches_and_workers_change_nothing(classify, clips, options):
+    alone = [classify(clip, candidate_labels=LABELS) for clip in clips]
+    assert_same(classify(clips, candidate_labels=LABELS, **options), alone, 1e-5)
+    assert_same(classify(tuple(clips), candidate_labels=LABELS, **options), alone, 1e-5)
+    views = {"num_clips": 2, "num_crops": 3}
+    expected = [classify(clip, candidate_labels=LABELS, **views) for clip in clips]
+    assert_same(classify(clips, candidate_labels=LABELS, **views, **options), expected, 1e-5)
+
+
+def test_generators_and_datasets(classify, clips):
+    expected = classify(clips, candidate_labels=LABELS)
+    stream = classify((clip for clip in clips), candidate_labels=LABELS)
+    assert not isinstance(stream, list)
+    assert_same(list(stream), expected)
+    assert_same(list(classify(map(str, clips), candidate_labels=LABELS)), expected)
+    dataset = Dataset.from_dict({"video": clips}).cast_column("video", Video(decode=False))
+    assert dataset[0]["video"] == {"path": clips[0], "bytes": None}
+    assert_same(classify(dataset["video"], candidate_labels=LABELS), expected)
+    lazily = classify(KeyDataset(dataset, "video"), candidate_labels=LABELS, batch_size=2)
+    assert_same(list(lazily), expected, 1e-5)
+    assert classify([], candidate_labels=LABELS) == []
+
+
+def test_frames_and_views_reach_the_model(classify, clips):
+    seen = []
+    handle = classify.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["pixel_values_videos"].shape)), with_kwargs=True
+    )
+    classify(clips[0], candidate_labels=LABELS)
+    classify(clips[0], candidate_labels=LABELS, num_frames=3)
+    classify(clips[0], candidate_labels=LABELS, num_clips=2, num_crops=3)
+    handle.remove()
+    assert seen == [(1, 4, 3, 32, 32), (1, 3, 3, 32, 32), (1, 6, 4, 3, 32, 32)]
+
+
+def test_frames_follow_the_model_where_the_processor_has_none(make_model, processor, clips):
+    processor.num_frames = None
+    classify = ZeroShotVideoClassificationPipeline(make_model(), processor=processor, device="cpu")
+    inputs = classify.preprocess(clips[0])
+    assert inputs["pixel_values_videos"].shape == (1, 4, 3, 32, 32)
+
+
+def test_short_videos_follow_the_processor(classify, clips):
+    assert len(classify(clips[2], candidate_labels=LABELS)) == 3  # the saved processor says "loop"
+    with pytest.raises(ValueError, match=r"short\.avi has 3 frames, fewer than num_frames=4"):
+        classify(clips[2], candidate_labels=LABELS, short_video="error")
+
+
+def test_class_features_are_computed_once(classify, clips):
+    encoded = []
+    handle = classify.model.text_model.register_forward_hook(lambda *args: encoded.append(1))
+    try:
+        classify(clips, candidate_labels=["swimming", "yoga"])
+        assert len(encoded) == 1  # 2 labels × 28 prompts fit one batch; 3 videos
+        classify(clips[0], candidate_labels="swimming, yoga")
+        assert len(encoded) == 1
+        classify(clips[0], candidate_labels=["yoga", "swimming"])
+        classify(clips[0], candidate_labels=["yoga", "swimming"], prompts="clip")
+        assert len(encoded) == 3
+    finally:
+        handle.remove()
+
+
+def test_changed_weights_drop_the_class_features(make_model, processor, clips):
+    classify = ZeroShotVideoClassificationPipeline(make_model(), processor=processor, device="cpu")
+    before = classify.class_features(LABELS)
+    assert classify.class_features(LABELS) is before
+    with torch.no_grad():
+        classify.model.text_projection.weight.mul_(torch.linspace(-1, 1, 16)[:, None])
+    after = classify.class_features(LABELS)
+    assert torch.equal(after, encode_classes(classify.model, processor, LABELS)) and not torch.equal(after, before)
+    assert len(classify._class_features) == 1
+    for index in range(20):
+        classify.class_features([f"yoga {index}"])
+    assert len(classify._class_features) == 8
+
+
+def test_prompts(classify, clips):
+    named = classify(clips[0], candidate_labels=LABELS, prompts="clip")
+    assert_same([classify(clips[0], candidate_labels=LABELS, prompts=["a photo of {}."])], [named])
+    default = classify(clips[0], candidate_labels=LABELS)
+    assert_same([classify(clips[0], candidate_labels=LABELS, prompts=prompts.PROMPT_SETS["mote_28"])], [default])
+    assert [row["score"] for row in named] != pytest.approx([row["score"] for row in default], abs=1e-7)
+
+
+def test_a_classifier_gives_the_same(classify, make_model, processor, clips):
+    other = ZeroShotVideoClassificationPipeline(
+        make_model(MoTEForVideoClassification), processor=processor, device="cpu"
+    )
+    expected = [classify(clip, candidate_labels=LABELS) for clip in clips]
+    assert_same(other(clips, candidate_labels=LABELS), expected)
+
+
+def test_a_model_in_training_mode_is_evaluated(classify, make_model, processor, clips):
+    other = ZeroShotVideoClassificationPipeline(make_model().train(), processor=processor, device="cpu")
+    state = torch.random.get_rng_state()
+    assert_same([other(clips[0], candidate_labels=LABELS)], [classify(clips[0], candidate_labels=LABELS)])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_bfloat16(model_folder, clips):
+    classify = pipeline(TASK, model=str(model_folder), dtype=torch.bfloat16)
+    result = classify(clips, candidate_labels=LABELS, batch_size=3)
+    assert all(sum(row["score"] for row in rows) == pytest.approx(1, abs=1e-5) for rows in result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "candidate_labels is missing"),
+        ({"candidate_labels": []}, "no label was given"),
+        ({"candidate_labels": ["yoga", ""]}, "label 2 of 2 is empty"),
+        ({"candidate_labels": "yoga, yoga"}, "label 'yoga' was given twice"),
+        ({"candidate_labels": LABELS, "top_k": 0}, "top_k is 0"),
+        ({"candidate_labels": LABELS, "prompts": "mote_29"}, "unknown prompt set 'mote_29'"),
+        ({"candidate_labels": LABELS, "candidate_label": "x"}, "unknown argument 'candidate_label'"),
+        ({"candidate_labels": LABELS, "num_crops": 2}, "num_crops is 2"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(classify, clips, arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        classify(clips[0], **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_video(classify, model_folder, tokenizer):
+    with pytest.raises(ValueError, match="no video was given"):
+        classify(candidate_labels=LABELS)
+    with pytest.raises(ValueError, match="needs processor="):
+        ZeroShotVideoClassificationPipeline(classify.model, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"batch_size": 2, "num_workers": 1}])
+def test_a_bad_video_is_named(classify, clips, tmp_path, options):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    with pytest.raises(VideoDecodeError, match=r"broken\.mp4"):
+        classify([clips[0], str(broken)], candidate_labels=LABELS, **options)
+
+
+def test_saved_pipeline_loads_again(classify, clips, tmp_path):
+    classify.save_pretrained(tmp_path)
+    assert "custom_pipelines" not in json.loads((tmp_path / "config.json").read_text())
+    again = pipeline(TASK, model=str(tmp_path))
+    assert_same(again(clips, candidate_labels=LABELS), classify(clips, candidate_labels=LABELS))
+
+
+WITHOUT_PACKAGE = """
+import json, sys
+sys.modules["processing"] = sys.modules["modeling_mote"] = None  # importing either now fails
+from transformers import AutoModel, AutoProcessor
+folder, clip, *labels = sys.argv[1:]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+classify = processor.pipeline_class(model, processor=processor, device="cpu")
+print(json.dumps(classify(clip, candidate_labels=labels)))
+"""
+
+
+def test_without_the_package(classify, model_folder, clips, tmp_path):
+    """The saved folder carries the code: another interpreter, in which the packages can't be imported, agrees."""
+    for name in ("pipeline_mote.py", "prompts.py", "video_decoding.py", "frame_sampling.py"):
+        assert (model_folder / name).is_file()
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGE, str(model_folder), clips[0], *LABELS],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == classify(clips[0], candidate_labels=LABELS)
