@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -34,13 +35,14 @@ from safetensors import SafetensorError  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from tqdm.auto import tqdm  # noqa: E402
 from transformers import AutoProcessor, CLIPModel, HfArgumentParser  # noqa: E402
+from transformers.utils import cached_file  # noqa: E402
 
 import modeling_mote  # noqa: E402
 from modeling_mote import MoTEModel  # noqa: E402
 from modeling_mote.blending import blend_with_clip  # noqa: E402
 from modeling_mote.feature_cache import class_features, fingerprint  # noqa: E402
 from processing.builders import load_videos  # noqa: E402
-from processing.clips import VideoClips, collate_clips  # noqa: E402
+from processing.clips import VideoClips, collate_clips, list_sha256  # noqa: E402
 from processing.label_sets import LabelSet, load_label_set, read_label_file  # noqa: E402
 from processing.metrics import load_metric  # noqa: E402
 from processing.prompts import get_prompt_set  # noqa: E402
@@ -64,7 +66,7 @@ def option(default: Any, text: str) -> Any:
 class Arguments:
     protocol: str = field(metadata={"help": f"one of {', '.join(PROTOCOLS)}"})
     checkpoint: str = field(metadata={"help": "MoTE checkpoint: folder or Hub id"})
-    data_dir: str | None = option(None, "folder of the benchmark's videos and official lists")
+    data_dir: str | None = option(None, "folder of the videos and official lists; for a CSV, its own by default")
     list_dir: str | None = option(None, "folder of the official lists, where not below data_dir")
     data: str | None = option(None, "CSV or folder with a folder a class, for a protocol on data of your choice")
     split: str = option("test", "split of --data")
@@ -96,22 +98,27 @@ def deviations(arguments: Arguments, protocol: Protocol) -> dict[str, Any]:
 
 
 def record_of(checkpoint: str, name: str) -> dict[str, Any]:
-    """`conversion.json` or `training.json` of a checkpoint folder, {} where it has none."""
-    path = Path(checkpoint) / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """`conversion.json` or `training.json` of a checkpoint, {} where it has none."""
+    if Path(checkpoint).is_dir():
+        path = Path(checkpoint) / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
+    return {} if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
 
 
-def load_model(arguments: Arguments, protocol: Protocol) -> tuple[MoTEModel, Any, float]:
-    """The model as the protocol scores it, its processor, and the alpha of its weights."""
-    model, processor = (
-        MoTEModel.from_pretrained(arguments.checkpoint),
-        AutoProcessor.from_pretrained(arguments.checkpoint),
-    )
+def load_model(arguments: Arguments, protocol: Protocol, training: dict[str, Any]) -> tuple[MoTEModel, dict[str, Any]]:
+    """The model as the protocol scores it, and what the result says about its weights."""
+    try:
+        model = MoTEModel.from_pretrained(arguments.checkpoint)
+    except RuntimeError as error:
+        raise ValueError(f"--checkpoint {arguments.checkpoint}: its weights do not fit its config.json.") from error
+    facts: dict[str, Any] = {"checkpoint": arguments.checkpoint, "checkpoint_sha256": fingerprint(model)}
+    facts["revision"] = getattr(model.config, "_commit_hash", None)
     alpha = protocol.alpha if arguments.alpha is None else arguments.alpha
-    conversion, training = (record_of(arguments.checkpoint, f"{name}.json") for name in ("conversion", "training"))
-    blended = conversion.get("alpha", 1.0)
+    conversion = record_of(arguments.checkpoint, "conversion.json")
+    blended, clip = conversion.get("alpha", 1.0), None
     if blended == 1.0 and alpha != 1.0:
-        clip = arguments.clip or conversion.get("clip") or training.get("arguments", {}).get("model")
+        clip = arguments.clip or conversion.get("clip") or training.get("model")
         if clip is None:
             raise ValueError(
                 f"{protocol.name} blends with CLIP at alpha {alpha}: name the CLIP that {arguments.checkpoint} was "
@@ -125,28 +132,22 @@ def load_model(arguments: Arguments, protocol: Protocol) -> tuple[MoTEModel, Any
         )
     if arguments.merge_temperature is not None:
         model.merge_experts(temperature=arguments.merge_temperature)
-    shots = training.get("arguments", {}).get("shots")
-    if protocol.shots and shots not in protocol.shots:
-        raise ValueError(
-            f"{protocol.name} scores a model trained on {' or '.join(map(str, protocol.shots))} clips a class; "
-            f"{arguments.checkpoint} was trained with --shots {shots}."
-        )
-    return model.eval(), processor, alpha
+    facts |= {"alpha": alpha, "clip": clip, "merge_temperature": arguments.merge_temperature or "inf (uniform)"}
+    return model.eval(), facts
 
 
 def label_set_of(arguments: Arguments, part: Part | None, rows: Any) -> tuple[LabelSet, list[str]]:
     """The candidate classes, and the names that the text tower reads for them."""
-    listed = (
-        LabelSet("labels", tuple(rows.features["label"].names)) if part is None else load_label_set(part.label_set)
-    )
+    names = tuple(rows.features["label"].names)
+    listed = LabelSet("labels", names) if part is None else load_label_set(part.label_set)
     if arguments.labels is None:
         return listed, list(listed.classes)
-    names = list(read_label_file(arguments.labels).classes)
-    if len(names) != len(listed):
+    rephrased = list(read_label_file(arguments.labels).classes)
+    if len(rephrased) != len(listed):
         raise ValueError(
-            f"--labels {arguments.labels} names {len(names)} classes, but {listed.name} has {len(listed)}."
+            f"--labels {arguments.labels} names {len(rephrased)} classes, but {listed.name} has {len(listed)}."
         )
-    return listed, names
+    return listed, rephrased
 
 
 @torch.no_grad()
@@ -158,14 +159,18 @@ def score_part(
     modulate: bool,
     arguments: Arguments,
     accelerator: Accelerator,
-) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Scores of every clip [n, c], a row of NaN for one that can't be read, and the reasons; on every process."""
+) -> tuple[np.ndarray, list[tuple[int, str]], Counter]:
+    """Scores of every clip [n, c], a row of NaN for one that can't be read; the reasons; clips a decoder.
+
+    The same on every process.
+    """
     mine = list(range(accelerator.process_index, len(clips), accelerator.num_processes))
     batches = [mine[begin : begin + arguments.batch_size] for begin in range(0, len(mine), arguments.batch_size)]
     loader = DataLoader(clips, batch_sampler=batches, collate_fn=collate_clips, num_workers=arguments.num_workers)
-    found, bad = [], []
+    found, bad, decoders = [], [], []
     for batch in tqdm(loader, desc=protocol.name, disable=not accelerator.is_main_process):
         bad += [(index, message) for index, _, message in batch["errors"]]
+        decoders += batch["decoders"]
         if batch["pixel_values_videos"] is None:
             continue
         pixels = batch["pixel_values_videos"].to(accelerator.device)
@@ -179,10 +184,13 @@ def score_part(
             scores = score_views(F.normalize(views, dim=-1) @ class_embeds.T)
         found.append((batch["indices"].numpy(), scores.double().cpu().numpy()))
     whole = np.full((len(clips), len(class_embeds)), np.nan)
-    for indices, scores in gather_object(found) if accelerator.num_processes > 1 else found:
-        whole[indices] = scores
-    bad = gather_object(bad) if accelerator.num_processes > 1 else bad
-    return whole, [(clips.name(index), message) for index, message in sorted(bad)]
+    if accelerator.num_processes > 1:
+        found, bad, decoders = gather_object(found), gather_object(bad), gather_object(decoders)
+    for indices, rows in found:
+        whole[indices] = rows
+    if np.isnan(whole).any(axis=1).sum() > len(bad):
+        raise ValueError(f"{arguments.checkpoint} gives scores that are no numbers: its weights are damaged.")
+    return whole, sorted(bad), Counter(decoders)
 
 
 def measure(scores: np.ndarray, labels: np.ndarray, protocol: Protocol) -> dict[str, Any]:
@@ -194,47 +202,47 @@ def measure(scores: np.ndarray, labels: np.ndarray, protocol: Protocol) -> dict[
     return measured | {"mean_per_class_accuracy": per_class["mean_per_class_accuracy"]}
 
 
-def list_hash(rows: Any) -> str:
-    """SHA-256 of the clips and labels that were listed, in order."""
-    table = [
-        [row.get("path") or row["video"].get("path"), row["label"], row.get("start"), row.get("end")] for row in rows
-    ]
-    return sha256(json.dumps(table).encode()).hexdigest()
-
-
 def evaluate(arguments: Arguments) -> dict[str, Any]:
     protocol = get_protocol(arguments.protocol)
+    parts: list[Part | None] = list(protocol.parts) or [None]
     if (protocol.builder is None) != (arguments.data is not None):
         raise ValueError(
             f"{protocol.name} scores data of your choice: name it with --data."
             if protocol.builder is None
             else f"{protocol.name} scores {protocol.builder}: give its folder as --data_dir, not --data."
         )
+    if arguments.labels is not None and len({part.label_set for part in parts if part is not None}) > 1:
+        raise ValueError(f"{protocol.name} has several lists of classes, which one file of --labels can't rephrase.")
+    if arguments.card is not None and not Path(arguments.card).is_file():
+        raise FileNotFoundError(f"--card {arguments.card}: no such file.")
     accelerator = Accelerator()
     if not accelerator.is_main_process:
         transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    changed = deviations(arguments, protocol)
     output = Path(arguments.output or Path("results") / protocol.name)
+    changed = deviations(arguments, protocol)
+    training = record_of(arguments.checkpoint, "training.json").get("arguments", {})
+    if protocol.shots:
+        changed["shots"] = training.get("shots") if training else "not recorded"
+        if training and training.get("shots") not in protocol.shots:
+            raise ValueError(
+                f"{protocol.name} scores a model trained on {' or '.join(map(str, protocol.shots))} clips a class; "
+                f"{arguments.checkpoint} was trained with --shots {training.get('shots')}."
+            )
 
-    parts: list[Part | None] = list(protocol.parts) or [None]
-    listed = []
+    options: dict[str, Any] = {"allow_empty_classes": arguments.allow_empty_classes}
+    for name in ("data_dir", "list_dir"):
+        if getattr(arguments, name) is not None or protocol.builder is not None:
+            options[name] = getattr(arguments, name)
     with accelerator.main_process_first():
-        for part in parts:
-            if part is None:
-                listed.append(
-                    load_videos(
-                        str(arguments.data), arguments.split, allow_empty_classes=arguments.allow_empty_classes
-                    )
-                )
-            else:
-                options = {
-                    "data_dir": arguments.data_dir,
-                    "list_dir": arguments.list_dir,
-                    "allow_empty_classes": arguments.allow_empty_classes,
-                }
-                listed.append(load_videos(str(protocol.builder), part.split, name=part.config, **options))
-    model, processor, alpha = load_model(arguments, protocol)
+        listed = [
+            load_videos(str(arguments.data), arguments.split, **options)
+            if part is None
+            else load_videos(str(protocol.builder), part.split, name=part.config, **options)
+            for part in parts
+        ]
+    model, facts = load_model(arguments, protocol, training)
+    processor = AutoProcessor.from_pretrained(arguments.checkpoint)
     model.to(accelerator.device)
     modulate = protocol.modulate and not arguments.no_modulation
     num_frames = model.config.num_frames
@@ -242,33 +250,38 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         changed["num_frames"] = num_frames
 
     results, tables, bad = [], [], []
+    decoders: Counter = Counter()
     for part, rows in zip(parts, listed, strict=True):
         label_set, names = label_set_of(arguments, part, rows)
+        if protocol.task != "zero-shot" and set(label_set.classes) != set(model.config.id2label.values()):
+            changed["training_classes"] = "others"
         with accelerator.main_process_first():
             class_embeds = class_features(model, processor, names, protocol.prompts, arguments.cache_dir)
         clips = VideoClips(
             rows, processor.video_processor, num_frames, protocol.sampling, protocol.num_clips, protocol.num_crops
         )
-        scores, unread = score_part(model, clips, class_embeds, protocol, modulate, arguments, accelerator)
+        scores, unread, used = score_part(model, clips, class_embeds, protocol, modulate, arguments, accelerator)
         labels = np.asarray(rows["label"])
+        config = None if part is None else part.config
         results.append(
             {
-                "config": None if part is None else part.config,
+                "config": config,
                 "split": arguments.split if part is None else part.split,
                 "label_set": label_set.name,
                 "label_set_sha256": label_set.sha256,
                 "names_sha256": LabelSet("names", tuple(names)).sha256,
-                "list_sha256": list_hash(rows),
+                "list_sha256": list_sha256(rows),
                 **measure(scores, labels, protocol),
                 "bad_videos": len(unread),
             }
         )
         tables.append((label_set, scores, labels))
-        bad += [(results[-1]["config"] or "", name, message) for name, message in unread]
+        bad += [(config or "", clips.name(index), message) for index, message in unread]
+        decoders += used
 
     summary = {}
     for metric in protocol.metrics:
-        if len(results) == 1 and f"{metric}_std" in results[0]:  # ten halves of one list
+        if f"{metric}_std" in results[0]:  # ten halves of one list
             summary[metric] = {"mean": results[0][metric], "std": results[0][f"{metric}_std"]}
         else:
             mean, std = mean_and_std([result[metric] for result in results])
@@ -284,16 +297,13 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         "sampling": protocol.sampling,
         "prompts": protocol.prompts,
         "prompts_sha256": sha256("\n".join(get_prompt_set(protocol.prompts)).encode()).hexdigest(),
-        "alpha": alpha,
         "modulation": modulate,
-        "merge_temperature": arguments.merge_temperature or "inf (uniform)",
         "score_rule": protocol.score_rule,
-        "decoder": processor.video_processor.video_backend,
+        "decoders": dict(decoders),
         "parts": results,
-        "checkpoint": arguments.checkpoint,
-        "checkpoint_sha256": fingerprint(model),
-        "revision": getattr(model.config, "_commit_hash", None),
+        **facts,
         "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
         "versions": {
             "mote": modeling_mote.__version__,
             "torch": torch.__version__,
@@ -302,15 +312,20 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         "command": shlex.join(sys.argv),
     }
     if accelerator.is_main_process:
-        write_results(output, result, tables, bad)
         print(table_row(result))
+        write_results(output, result, tables, bad)
         if arguments.card is not None:
             write_card(Path(arguments.card), result, protocol)
-    accelerator.wait_for_everyone()
+    accelerator.end_training()
     return result
 
 
 # ------------------------------------------------------------------------------------------------------------- results
+
+
+def full_name(result: dict[str, Any]) -> str:
+    """Protocol and what differs from it."""
+    return ", ".join([result["protocol"], *(f"{key}={value}" for key, value in result["deviations"].items())])
 
 
 def table_row(result: dict[str, Any]) -> str:
@@ -319,12 +334,11 @@ def table_row(result: dict[str, Any]) -> str:
     value = f"{100 * top1['mean']:.1f}" + ("" if top1["std"] is None else f" ± {100 * top1['std']:.1f}")
     scored = [part["top1_scored"] for part in result["parts"] if part.get("top1_scored") is not None]
     over_scored = f"{100 * float(np.mean(scored)):.1f}" if scored else "-"
-    name = result["protocol"] + "".join(f", {key}={value}" for key, value in result["deviations"].items())
     return (
         "| protocol | N scored of N listed | views | frames | top-1 % | of those scored % | checkpoint |\n"
         "|---|---|---|---|---|---|---|\n"
-        f"| {name} | {result['num_scored']} of {result['num_listed']} | {result['views']} | {result['num_frames']} "
-        f"| {value} | {over_scored} | {result['checkpoint']} |"
+        f"| {full_name(result)} | {result['num_scored']} of {result['num_listed']} | {result['views']} "
+        f"| {result['num_frames']} | {value} | {over_scored} | {result['checkpoint']} |"
     )
 
 
@@ -384,7 +398,7 @@ def write_results(
 def write_card(path: Path, result: dict[str, Any], protocol: Protocol) -> None:
     """Adds the result to a card's `model-index`, in place of an older one of the same protocol and deviations."""
     card = ModelCard.load(path)
-    name = " ".join([protocol.name, *(f"{key}={value}" for key, value in result["deviations"].items())])
+    name = full_name(result)
     kept = [entry for entry in card.data.eval_results or [] if entry.dataset_name != name]
     card.data.model_name = card.data.model_name or path.resolve().parent.name
     card.data.eval_results = kept + [
@@ -403,7 +417,8 @@ def write_card(path: Path, result: dict[str, Any], protocol: Protocol) -> None:
 
 def main() -> None:
     try:
-        evaluate(HfArgumentParser(Arguments, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()[0])
+        parser = HfArgumentParser(Arguments, description=__doc__.splitlines()[0])  # type: ignore[arg-type]
+        evaluate(parser.parse_args_into_dataclasses()[0])
     except (ValueError, OSError, SafetensorError) as error:
         sys.exit(f"error: {error}")
 

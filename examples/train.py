@@ -142,7 +142,7 @@ class Arguments:
 def parse_arguments(given: list[str] | None = None) -> Arguments:
     """The options of the command line, and before them those of the recipe, written as if they were on it."""
     given = sys.argv[1:] if given is None else given
-    parser = HfArgumentParser([Arguments], description=__doc__.splitlines()[0])
+    parser = HfArgumentParser(Arguments, description=__doc__.splitlines()[0])  # type: ignore[arg-type]
     config = parser.parse_known_args(given)[0].config
     if config is not None:
         if not Path(config).is_file():
