@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_utils import BatchFeature
@@ -111,15 +112,17 @@ class MoTEVideoProcessor(BaseVideoProcessor):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._check_options({name: getattr(self, name) for name in (*OWN_KWARGS, "do_center_crop")})
+        self._check_options({name: getattr(self, name) for name in (*OWN_KWARGS, "num_frames", "do_center_crop")})
 
     @staticmethod
     def _check_options(options: Mapping[str, Any]) -> None:
         for name, allowed in CHOICES.items():
             if options[name] not in allowed:
                 raise ValueError(f"{name} is {options[name]!r}: pass one of {', '.join(map(repr, allowed))}")
-        if not isinstance(options["num_clips"], int) or options["num_clips"] < 1:
-            raise ValueError(f"num_clips is {options['num_clips']!r}: pass a number of clips from 1 on")
+        for name in ("num_clips", "num_frames"):
+            number = options[name]
+            if not (number is None and name == "num_frames") and (not isinstance(number, int) or number < 1):
+                raise ValueError(f"{name} is {number!r}: pass a whole number from 1 on")
         if options["num_crops"] > 1 and not options["do_center_crop"]:
             raise ValueError(f"num_crops is {options['num_crops']} but do_center_crop is off: turn it on, or pass 1")
 
@@ -139,7 +142,10 @@ class MoTEVideoProcessor(BaseVideoProcessor):
             ValueError: for something that is no video or cannot be decoded, for fewer frames than `num_frames`
                 unless `short_video` is "loop", and for videos that cannot be stacked.
         """
-        validate_typed_dict(self.valid_kwargs, kwargs)
+        try:
+            validate_typed_dict(self.valid_kwargs, kwargs)
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(" ".join(str(error).split())) from error
         if kwargs.get("fps") is not None:
             kwargs.setdefault("num_frames", None)
         elif kwargs.get("num_frames") is not None:

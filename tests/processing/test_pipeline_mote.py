@@ -196,6 +196,14 @@ def test_a_classifier_gives_the_same(classify, make_model, processor, clips):
     assert_same(other(clips, candidate_labels=LABELS), expected)
 
 
+def test_transformers_own_pipeline_scores_the_training_classes(model_folder, clips):
+    """The same folder serves "video-classification", with the frames of the saved processor, short videos too."""
+    closed_set = pipeline("video-classification", model=str(model_folder))
+    results = [closed_set(clip) for clip in clips]
+    zero_shot = pipeline(TASK, model=str(model_folder))
+    assert_same(results, zero_shot(clips, candidate_labels=["running", "swimming"]), 1e-5)
+
+
 def test_a_model_in_training_mode_is_evaluated(classify, make_model, processor, clips):
     other = ZeroShotVideoClassificationPipeline(make_model().train(), processor=processor, device="cpu")
     state = torch.random.get_rng_state()

@@ -227,6 +227,8 @@ def test_saved_and_loaded(tmp_path, tiny):
         (np.zeros((4, 8, 8, 3), np.uint8), {"num_crops": 3, "do_center_crop": False}, "do_center_crop is off"),
         (np.zeros((4, 8, 8, 3), np.uint8), {"num_crops": 3, "do_resize": False}, "smaller than the three crops"),
         (np.zeros((4, 8, 8, 3), np.uint8), {"num_clips": 0}, "num_clips is 0"),
+        (np.zeros((4, 8, 8, 3), np.uint8), {"num_frames": 0}, "num_frames is 0: pass a whole number"),
+        (np.zeros((4, 8, 8, 3), np.uint8), {"num_frames": "8"}, "field 'num_frames'"),
         (np.zeros((4, 8, 8, 3), np.uint8), {"num_clips": 2}, "num_clips=2 needs num_frames"),
         (np.zeros((4, 8, 8, 3), np.uint8), {"sampling": "often"}, "sampling is 'often': pass one of 'uniform'"),
         (np.zeros((4, 8, 8, 3), np.uint8), {"short_video": "pad"}, "short_video is 'pad'"),
