@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
@@ -105,17 +105,19 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
     r"""
     Configuration of [`MoTEModel`] and [`MoTEForVideoClassification`]: [`CLIPConfig`] with a `temporal_config`.
 
-    From a bare CLIP config the temporal one is derived: width = `projection_dim`, heads = text width / 64 (at least 1), 6 layers
-    where the width is 768 or more, else 4. A partial `temporal_config` overrides what it names.
+    From a bare CLIP config the temporal one is derived: width = `projection_dim`, heads = text width / 64 (at
+    least 1), 6 layers where the width is 768 or more, else 4. A partial `temporal_config` overrides what it names.
 
     Args:
+        projection_dim: width d of frame, class and video features.
         temporal_config: a [`MoTETemporalConfig`] or a dictionary of its fields.
         num_frames: frames t that the model was trained with; the video processor samples as many.
-        modulation_top_k: class features looked up on either side by temporal feature modulation (K in the paper's Eq. 11).
+        modulation_top_k: class features looked up on either side by temporal feature modulation (K in Eq. 11).
         modulation_temperature: its temperature gamma (Eq. 11).
         merging_loss_weight: weight lambda of the merged pass' cross-entropy (Eq. 10).
         mse_loss_weight: weight eta of the mean squared error between merged video tokens and frame features (Eq. 10).
-        merge_temperatures: temperatures tau that a training step draws from (Eq. 7); infinity is spelled `"inf"`, which JSON can hold.
+        merge_temperatures: temperatures tau that a training step draws from (Eq. 7); infinity is spelled `"inf"`,
+            which JSON can hold.
         label_smoothing: label smoothing of both cross-entropies.
         training_classes_set: whether `seen_classes.weight` holds the text features of the classes in `id2label`;
             written by `set_training_classes`.
@@ -132,12 +134,13 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
         "modulation",
         "temporal_model_output",
     ]
-    sub_configs_defaults = {
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
         "vision_config": CLIPVisionConfig,
         "text_config": CLIPTextConfig,
         "temporal_config": MoTETemporalConfig,
     }
 
+    projection_dim: int = 512
     temporal_config: dict | PreTrainedConfig | None = None
     num_frames: int = 8
     modulation_top_k: int = 5
@@ -181,12 +184,13 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
         temporal = self.temporal_config
         if temporal.hidden_size != self.projection_dim:
             raise ValueError(
-                f"temporal_config.hidden_size ({temporal.hidden_size}) must equal projection_dim ({self.projection_dim}): "
-                "the temporal layers read CLIP's projected frame features."
+                f"temporal_config.hidden_size ({temporal.hidden_size}) must equal projection_dim "
+                f"({self.projection_dim}): the temporal layers read CLIP's projected frame features."
             )
         if not 1 <= self.num_frames <= temporal.max_frames:
             raise ValueError(
-                f"num_frames must be between 1 and temporal_config.max_frames ({temporal.max_frames}), got {self.num_frames}."
+                f"num_frames must be between 1 and temporal_config.max_frames ({temporal.max_frames}), "
+                f"got {self.num_frames}."
             )
         if self.modulation_top_k < 1:
             raise ValueError(f"modulation_top_k must be at least 1, got {self.modulation_top_k}.")
@@ -200,7 +204,8 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
         ]
         if not valid or not all(valid):
             raise ValueError(
-                f'merge_temperatures must hold finite numbers other than 0, or "inf", and at least one: got {self.merge_temperatures}.'
+                'merge_temperatures must hold finite numbers other than 0, or "inf", and at least one: '
+                f"got {self.merge_temperatures}."
             )
 
 

@@ -121,7 +121,8 @@ def load_clip(clip: str | os.PathLike) -> tuple[CLIPModel, Any]:
         kind = CLIPConfig.get_config_dict(clip)[0].get("model_type")
         if kind != CLIPConfig.model_type:
             raise ConversionError(f"it is of model type {kind!r}, not a CLIP")
-        model, info = CLIPModel.from_pretrained(clip, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = CLIPModel.from_pretrained(clip, dtype=torch.float32, output_loading_info=True)
+        model, info = loaded
         if info["missing_keys"]:
             raise ConversionError(f"it lacks the weights {', '.join(sorted(info['missing_keys']))}")
         tokenizer = AutoTokenizer.from_pretrained(clip)
@@ -165,11 +166,9 @@ def infer_config(
             "name the CLIP that it was trained from."
         )
     return MoTEConfig(
-        **{
-            key: value
-            for key, value in clip.config.to_dict().items()
-            if key in ("text_config", "vision_config", "projection_dim")
-        },
+        text_config=clip.config.text_config.to_dict(),
+        vision_config=clip.config.vision_config.to_dict(),
+        projection_dim=clip.config.projection_dim,
         logit_scale_init_value=clip.config.logit_scale_init_value,
         temporal_config={
             "intermediate_size": up.shape[0],
@@ -178,12 +177,12 @@ def infer_config(
             "max_frames": positions.shape[0],
         },
         num_frames=num_frames,
-        num_labels=seen.shape[0],
+        num_labels=seen.shape[0],  # type: ignore[call-arg]  # transformers reads it beside the fields
     )
 
 
 def key_table(config: MoTEConfig) -> Iterator[tuple[list[str], list[str]]]:
-    """Pairs of authors' keys and our keys: one to one, one to three (q, k, v), or one a expert to one stacked tensor."""
+    """Pairs of authors' keys and ours: one to one, one to three (q, k, v), or one an expert to a stacked tensor."""
     for source, target in (IMAGE_TOWER | HEAD).items():
         yield [source], [target]
     temporal = config.temporal_config
@@ -226,7 +225,7 @@ def convert_state_dict(
             if keys
         ]
         raise ConversionError(f"The checkpoint does not fit a MoTE of its sizes; {'; '.join(said)}.")
-    converted = {}
+    converted: dict[str, torch.Tensor] = {}
     for sources, targets in table:
         tensors = [original[key] for key in sources]
         if sources == ["visual.proj"]:
@@ -263,7 +262,7 @@ def class_names(
     """
     n = len(features)
     if labels is not None:
-        names = list(read_label_file(labels).classes)
+        names = list(read_label_file(Path(labels)).classes)
         if len(names) != n:
             raise ConversionError(f"--labels {labels} names {len(names)} classes, but the checkpoint has {n}.")
         return names
@@ -292,8 +291,8 @@ def card_stub(record: dict[str, Any], config: MoTEConfig) -> ModelCard:
 
 Converted by `python -m modeling_mote.convert_mote_original` from `{record["checkpoint"]}`
 (SHA-256 `{record["checkpoint_sha256"]}`) and the CLIP `{record["clip"]}`.
-The image tower and the logit scale are {record["alpha"]} · fine-tuned + {1 - record["alpha"]:.4g} · CLIP; the authors score
-with 0.99. {config.num_labels} training classes, {config.num_frames} frames,
+The image tower and the logit scale are {record["alpha"]} · fine-tuned + {1 - record["alpha"]:.4g} · CLIP;
+the authors score with 0.99. {config.num_labels} training classes, {config.num_frames} frames,
 {config.temporal_config.num_hidden_layers} temporal layers.
 
 ```python
@@ -323,7 +322,7 @@ def convert(
         checkpoint: the authors' `.pt` file.
         clip: the CLIP it was trained from: a folder or a Hub id in transformers' format.
         output: folder to create; may exist if empty.
-        alpha: the image tower and logit scale become alpha · fine-tuned + (1 - alpha) · CLIP. The authors score with 0.99.
+        alpha: the image tower and logit scale become alpha · fine-tuned + (1 - alpha) · CLIP; the authors take 0.99.
         labels: CSV or text file with the training classes' names in order.
         num_frames: frames it was trained with; the file does not say.
 

@@ -1,7 +1,8 @@
-"""MoTE (arXiv 2410.10589): CLIP, and a small temporal Transformer whose feed-forwards are mixtures of temporal experts.
+"""MoTE (arXiv 2410.10589): CLIP, and a small temporal Transformer whose feed-forwards are mixtures of experts.
 
-Shapes, throughout: b videos, v views, t frames, c candidate classes, n training classes, d = `projection_dim`, L temporal layers,
-E experts. A `mixture` is a tensor [L, E]: how much of each expert a layer is made of. Everything the method does is a choice of it.
+Shapes, throughout: b videos, v views, t frames, c candidate classes, n training classes, d = `projection_dim`,
+L temporal layers, E experts. A `mixture` is a tensor [L, E]: how much of each expert a layer is made of. Everything
+the method does is a choice of it.
 """
 
 import math
@@ -19,7 +20,6 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.modeling_clip import (
     CLIPMLP,
     CLIPAttention,
@@ -88,8 +88,8 @@ class MoTEVideoClassifierOutput(ModelOutput):
     """Output of [`MoTEForVideoClassification`].
 
     Args:
-        loss: the training loss (Eq. 10) in training mode, plain cross-entropy in evaluation, where `labels` are given, [].
-        logits: exp(logit_scale) · cosine to the classes, averaged over views, [b, n] or [b, c]; in training, of the routed pass.
+        loss: where `labels` are given, the training loss (Eq. 10) in training mode, else plain cross-entropy, [].
+        logits: exp(logit_scale) · cosine to the classes, averaged over views, [b, n] or [b, c]; of the routed pass.
         hidden_states, attentions: the image tower's, a frame a row, where asked for.
         video_embeds: L2-normalised video features, [b, d] or [b, v, d].
         modulation: rho, float32, [b] or [b, v].
@@ -117,8 +117,8 @@ def temporal_feature_modulation(
 ) -> torch.Tensor:
     """How much of the temporal branch a video keeps under a candidate list (the paper's Eq. 11).
 
-    The candidate classes nearest to the video are compared with the training classes nearest to it: the further apart, the less the
-    temporal layers, which only ever saw the training classes, are trusted.
+    The candidate classes nearest to the video are compared with the training classes nearest to it: the further apart,
+    the less the temporal layers, which only ever saw the training classes, are trusted.
 
     Args:
         frame_embeds: frame features, [..., t, d].
@@ -141,7 +141,7 @@ def temporal_feature_modulation(
 
 
 class MoTEExperts(nn.Module):
-    """The feed-forwards of one layer: E experts d → 4d → d as stacked parameters, mixed in weight space before they are applied."""
+    """The feed-forwards of one layer: E experts d → 4d → d as stacked parameters that are mixed in weight space."""
 
     def __init__(self, config: MoTETemporalConfig):
         super().__init__()
@@ -174,7 +174,7 @@ class MoTEExperts(nn.Module):
         """The uniform merge of inference (Eq. 6): computed once, and again only after a weight changed."""
         cached, weights = self._uniform, self.weights()
         uniform = weights[0].new_full((len(weights[0]),), 1 / len(weights[0]), dtype=torch.float32)
-        # A cached merge must not outlive its weights: autograd, graphs and weights computed on access (adapters) get a new one.
+        # Autograd, graphs, and weights computed on access (adapters, `torch.func`) get a merge of their own.
         if (
             self.training
             or torch.is_grad_enabled()
@@ -216,7 +216,7 @@ class MoTETemporalLayer(GradientCheckpointingLayer):
     def __init__(self, config: MoTETemporalConfig):
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = CLIPAttention(config)
+        self.self_attn = CLIPAttention(config)  # type: ignore[arg-type]  # it reads any config of these fields
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = CLIPMLP(config) if config.experts_merged else MoTEExperts(config)
 
@@ -233,7 +233,7 @@ class MoTEPreTrainedModel(CLIPPreTrainedModel):
 
     config: MoTEConfig
     base_model_prefix = "mote"
-    input_modalities = ("video", "text")
+    input_modalities: tuple[str, ...] = ("video", "text")  # type: ignore[assignment]
     accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer divides it by its accumulation steps
     _can_compile_fullgraph = True
     _no_split_modules = [*CLIPPreTrainedModel._no_split_modules, "MoTETemporalLayer"]
@@ -241,14 +241,15 @@ class MoTEPreTrainedModel(CLIPPreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        # transformers skips the rules below for code from elsewhere that would overwrite loaded weights; `init` never does.
+        # For code from elsewhere transformers skips modules without own weights, lest loaded ones be overwritten;
+        # `init` never overwrites them, and the rules below need those modules.
         return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, MoTETemporalLayer):
-            # Redraws what CLIP's rule drew for the attention just before; q, k, v as one Xavier-uniform [3d, d] matrix.
+            # Redraws what CLIP's rule drew for the attention: q, k, v as one Xavier-uniform [3d, d] matrix.
             std, attention = module.self_attn.config.initializer_range, module.self_attn
             bound = math.sqrt(6 / (4 * attention.embed_dim))
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
@@ -272,9 +273,10 @@ class MoTEPreTrainedModel(CLIPPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As [`PreTrainedModel.from_pretrained`]; a bare CLIP checkpoint gives a model whose temporal part alone is new."""
+        """As [`PreTrainedModel.from_pretrained`]; of a bare CLIP checkpoint's model the temporal part alone is new."""
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         not_loaded = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
         if "seen_classes.weight" in not_loaded:
             model.config.training_classes_set = False
@@ -292,9 +294,9 @@ class MoTEPreTrainedModel(CLIPPreTrainedModel):
 
 
 class MoTETemporalModel(MoTEPreTrainedModel):
-    """The temporal Transformer h: frame positions are added to its input, its layers' feed-forwards are mixtures of experts."""
+    """The temporal Transformer h: learned frame positions, then layers whose feed-forwards are mixtures of experts."""
 
-    config: MoTETemporalConfig
+    config: MoTETemporalConfig  # type: ignore[assignment]
     base_model_prefix = "temporal_model"  # loads by itself from a whole MoTE's checkpoint
     main_input_name = "frame_embeds"
     input_modalities = ("video",)
@@ -307,7 +309,10 @@ class MoTETemporalModel(MoTEPreTrainedModel):
         self.post_init()
 
     def draw_routing(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Multinomial routing (the paper's section 3.2): one expert a layer, expert i of 1…E with probability ∝ exp(i).
+        """Multinomial routing (the paper's section 3.2): one expert a layer, i of 1…E with probability ∝ exp(i).
+
+        Args:
+            generator: source of the draw; PyTorch's own where None.
 
         Returns:
             one-hot mixture, float32 on the CPU generator's device, [L, E].
@@ -320,7 +325,7 @@ class MoTETemporalModel(MoTEPreTrainedModel):
     def draw_merging(
         self, temperatures: Sequence[float | str], generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Weight Merging Regularization (Eq. 7): a temperature a layer, drawn uniformly; the mixture is softmax(i / tau).
+        """Weight Merging Regularization (Eq. 7): the mixture softmax(i / tau), tau drawn uniformly for each layer.
 
         Args:
             temperatures: values tau to draw from; `"inf"` gives the uniform merge.
@@ -336,7 +341,7 @@ class MoTETemporalModel(MoTEPreTrainedModel):
     def positions(
         self, num_frames: int, trained_frames: int | None = None, device: torch.device | None = None
     ) -> torch.Tensor:
-        """Rows of the position table for t frames, [t, d]; resampled linearly from the first `trained_frames` where given."""
+        """Rows of the position table for t frames, [t, d]; resampled linearly from `trained_frames` where given."""
         rows = num_frames if trained_frames is None else trained_frames
         if rows > self.config.max_frames:
             raise ValueError(
@@ -364,12 +369,14 @@ class MoTETemporalModel(MoTEPreTrainedModel):
             frame_embeds: frame features, [b, t, d].
             mixture: how much of each expert every layer uses, [L, E]; None is the uniform merge.
             trained_frames: resample the positions of that many frames to t; None takes the first t rows.
+            **kwargs: passed to the attention.
 
         Returns:
             `last_hidden_state` h(e + pos), [b, t, d].
 
         Raises:
-            ValueError: if t exceeds `config.max_frames` without resampling, or `mixture` has another shape or can't apply.
+            ValueError: if t exceeds `config.max_frames` without resampling, `mixture` has another shape, or the
+                experts were merged.
         """
         if mixture is not None:
             shape = (len(self.layers), self.config.num_experts)
@@ -390,7 +397,7 @@ def _device_of(generator: torch.Generator | None) -> torch.device:
 
 
 def merging_weights(num_experts: int, temperature: float | str) -> torch.Tensor:
-    """softmax(i / tau) over experts i = 1…E (Eq. 7): [E], float32. Positive tau leans to late experts, negative to early ones."""
+    """softmax(i / tau) over experts i = 1…E (Eq. 7): [E], float32; tau > 0 favours late ones, tau < 0 early ones."""
     temperature = float(temperature)
     if temperature == 0 or math.isnan(temperature):
         raise ValueError(
@@ -400,7 +407,7 @@ def merging_weights(num_experts: int, temperature: float | str) -> torch.Tensor:
 
 
 class MoTESeenClasses(nn.Module):
-    """Text features of the training classes, [n, d]: the closed-set classifier and the reference of modulation; never trained."""
+    """Text features of the training classes, [n, d]: classifier and reference of modulation; never trained."""
 
     weight: torch.Tensor
 
@@ -425,7 +432,8 @@ class MoTESeenClasses(nn.Module):
 class MoTEModel(MoTEPreTrainedModel, CLIPModel):
     """CLIP with MoTE's temporal layers: features of videos and of text, and their similarity.
 
-    A bare CLIP checkpoint loads as it is (`MoTEModel.from_pretrained("openai/clip-vit-base-patch16")`): only `temporal_model.*` is new.
+    A bare CLIP checkpoint loads as it is (`MoTEModel.from_pretrained("openai/clip-vit-base-patch16")`): only
+    `temporal_model.*` is new.
     """
 
     main_input_name = "input_ids"
@@ -434,7 +442,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         config.validate_architecture()  # a field set after construction was not checked yet
         super().__init__(config)
         self.temporal_model = MoTETemporalModel._from_config(config.temporal_config)
-        self.seen_classes = MoTESeenClasses(config.num_labels, config.projection_dim)
+        self.seen_classes = MoTESeenClasses(config.num_labels, config.projection_dim)  # type: ignore[arg-type]
         self.post_init()
 
     def draw_mixtures(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -458,6 +466,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         Args:
             pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
             interpolate_pos_encoding: whether to resample the image tower's positions to frames of another size.
+            **kwargs: passed to the image tower (`output_hidden_states`, ...).
 
         Returns:
             `pooler_output` e, not normalised, [b, t, d] or [b, v, t, d]; the image tower's states, a frame a row.
@@ -489,8 +498,8 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
     ) -> MoTEVideoFeatures:
         """Features of videos.
 
-        They depend on the candidate classes through temporal feature modulation (Eq. 11). Without `class_embeds` rho is 1 and the
-        features depend on the video alone, which is what search and clustering need.
+        They depend on the candidate classes through temporal feature modulation (Eq. 11). Without `class_embeds` rho
+        is 1 and the features depend on the video alone, which is what search and clustering need.
 
         Args:
             pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
@@ -499,6 +508,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             mixture: how much of each expert every temporal layer uses, [L, E]; None is the uniform merge.
             interpolate_pos_encoding: whether to resample the image tower's positions to frames of another size.
             interpolate_frame_positions: whether to resample the positions of `config.num_frames` frames to t.
+            **kwargs: passed to the towers and the temporal layers (`output_hidden_states`, ...).
 
         Returns:
             [`MoTEVideoFeatures`]: tokens, their mean (not normalised), rho, frame features.
@@ -556,21 +566,21 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             return
         if trained < frames <= self.config.temporal_config.max_frames:
             logger.warning_once(
-                f"{frames} frames, but the model was trained on {trained} (config.num_frames): the positions beyond were never "
-                "trained. Pass interpolate_frame_positions=True to resample the trained ones."
+                f"{frames} frames, but the model was trained on {trained} (config.num_frames): the positions beyond "
+                "were never trained. Pass interpolate_frame_positions=True to resample the trained ones."
             )
 
     def _class_features(self, class_embeds: torch.Tensor) -> torch.Tensor:
         """Checks and L2-normalises what a caller passed as class features, [c, d], in float32."""
-        if class_embeds.dim() != 2 or class_embeds.shape[1] != self.config.projection_dim or class_embeds.shape[0] == 0:
+        width = self.config.projection_dim
+        if class_embeds.dim() != 2 or class_embeds.shape[1] != width or class_embeds.shape[0] == 0:
             raise ValueError(
-                f"class_embeds must be [classes, {self.config.projection_dim}] with at least one class, "
-                f"got {list(class_embeds.shape)}."
+                f"class_embeds must be [classes, {width}] with at least one class, got {list(class_embeds.shape)}."
             )
         return F.normalize(class_embeds.to(self.seen_classes.weight.device, torch.float32), dim=-1)
 
     def _cosines(self, pooled: torch.Tensor, class_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised video features as `pooled`, and their cosines to the classes averaged over views, [b, c]; in float32."""
+        """Normalised video features as `pooled`, and their cosines to the classes, mean over views, [b, c]."""
         with maybe_autocast(pooled.device.type, enabled=False):
             video_embeds = F.normalize(pooled.float(), dim=-1)
             cosines = video_embeds @ class_embeds.float().T
@@ -593,19 +603,21 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
     ) -> MoTEOutput:
         """Similarity of videos to texts, or to class features computed once.
 
-        In evaluation the temporal branch is modulated for these candidates, if training classes were set and no loss is asked for: a
-        video's features then depend on the candidate list.
+        In evaluation the temporal branch is modulated for these candidates, if training classes were set and no loss
+        is asked for: a video's features then depend on the candidate list.
 
         Args:
             input_ids: tokens of c texts, [c, length]; or pass `class_embeds`.
             pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
-            attention_mask, position_ids: of the tokens, [c, length].
+            attention_mask: 1 for the tokens to attend to, [c, length].
+            position_ids: positions of the tokens, [c, length].
             return_loss: whether to return CLIP's contrastive loss; text i then belongs to video i.
             interpolate_pos_encoding: whether to resample the image tower's positions to frames of another size.
             class_embeds: class features, [c, d] (normalised here), in place of `input_ids`.
             frame_embeds: frame features, [b, t, d] or [b, v, t, d], in place of `pixel_values_videos`.
-            mixture: how much of each expert every temporal layer uses, [L, E]; drawn in training, uniform in evaluation where None.
+            mixture: how much of each expert every temporal layer uses, [L, E]; None: drawn in training, else uniform.
             interpolate_frame_positions: whether to resample the positions of `config.num_frames` frames to t.
+            **kwargs: passed to the towers and the temporal layers (`output_hidden_states`, ...).
 
         Returns:
             [`MoTEOutput`].
@@ -658,7 +670,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
 
     @torch.no_grad()
     def set_training_classes(self, names: Sequence[str], embeds: torch.Tensor) -> None:
-        """Makes `names` the training classes: the classifier's rows, modulation's reference, and `id2label` of the checkpoint.
+        """Makes `names` the training classes: the classifier's rows, modulation's reference, and `id2label`.
 
         Also how a finished MoTE is fine-tuned on new classes.
 
@@ -692,9 +704,9 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         temperature: float | str | None = None,
         weights: torch.Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
     ) -> "MoTEModel":
-        """Folds the experts of every layer into one feed-forward, in place: smaller, and the same scores as that mixture.
+        """Folds the experts of every layer into one feed-forward, in place: smaller, with the scores of that mixture.
 
-        The choice is a dial between general and specialised: uniform (the paper's), a temperature (Eq. 7), or any weights.
+        A dial between general and specialised: uniform (the paper's), a temperature (Eq. 7), or any weights.
 
         Args:
             temperature: tau of softmax(i / tau), the same in every layer.
@@ -719,7 +731,8 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         layers = len(temporal.layers)
         if mixture.shape not in ((config.num_experts,), (layers, config.num_experts)) or not mixture.isfinite().all():
             raise ValueError(
-                f"weights must be finite, [{config.num_experts}] or [{layers}, {config.num_experts}]; got {list(mixture.shape)}."
+                f"weights must be finite, [{config.num_experts}] or [{layers}, {config.num_experts}]; "
+                f"got {list(mixture.shape)}."
             )
         config.experts_merged, config.num_experts = True, 1
         for layer, shares in zip(temporal.layers, mixture.expand(layers, -1), strict=True):
@@ -752,8 +765,9 @@ class MoTEForVideoClassification(MoTEModel):
     ) -> MoTEVideoClassifierOutput:
         """Scores of videos over classes, and the loss where `labels` are given.
 
-        In training the frames are encoded once and the temporal layers run twice: routed to one expert a layer, and merged at a random
-        temperature. loss = CE(routed) + lambda · CE(merged) + eta · MSE(merged tokens, frame features) (Eq. 10).
+        In training the frames are encoded once and the temporal layers run twice: routed to one expert a layer, and
+        merged at a random temperature. loss = CE(routed) + lambda · CE(merged) + eta · MSE(merged tokens, frame
+        features) (Eq. 10). Once the experts are merged for good, the loss is the cross-entropy alone.
 
         Args:
             pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
@@ -764,6 +778,7 @@ class MoTEForVideoClassification(MoTEModel):
             merge_mixture: fixes the merged pass' draw, [L, E]; training only.
             interpolate_pos_encoding: whether to resample the image tower's positions to frames of another size.
             interpolate_frame_positions: whether to resample the positions of `config.num_frames` frames to t.
+            **kwargs: passed to the towers and the temporal layers (`output_hidden_states`, ...).
 
         Returns:
             [`MoTEVideoClassifierOutput`].
@@ -774,7 +789,8 @@ class MoTEForVideoClassification(MoTEModel):
         experts_merged = self.config.temporal_config.experts_merged
         if merge_mixture is not None and (not self.training or labels is None or experts_merged):
             raise ValueError(
-                "merge_mixture fixes the merged pass of a training step: it needs train() mode, labels and unmerged experts."
+                "merge_mixture fixes the merged pass of a training step: it needs train() mode, labels and unmerged "
+                "experts."
             )
         if class_embeds is not None:
             classes = self._class_features(class_embeds)
@@ -782,7 +798,8 @@ class MoTEForVideoClassification(MoTEModel):
             classes = self.seen_classes.weight
         else:
             raise ValueError(
-                "This model has no training classes yet: call set_training_classes(names, embeds) once, or pass class_embeds."
+                "This model has no training classes yet: call set_training_classes(names, embeds) once, or pass "
+                "class_embeds."
             )
         if mixture is None and self.training and not experts_merged:
             mixture = self.temporal_model.draw_routing()

@@ -49,7 +49,7 @@ def unit_rows(rows: int, seed: int, width: int = WIDTH) -> torch.Tensor:
 
 
 def tiny_model(cls=MoTEForVideoClassification, classes: int | None = CLASSES, seed: int = 0, **overrides):
-    """A model in eval mode with every weight moved at random; its training classes are set unless `classes` is None."""
+    """A model in eval mode, every weight moved at random; its training classes are set unless `classes` is None."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = cls(tiny_config(**overrides)).eval()

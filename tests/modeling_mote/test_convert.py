@@ -139,7 +139,7 @@ def random_checkpoint(clip: CLIPModel, layers=2, experts=4, hidden=56, frames=77
 
 
 def run_original(checkpoint: dict, frames: torch.Tensor, vision_heads: int, temporal_heads: int, eps: float):
-    """Video tokens [b, t, d] from frames [b, t, 3, h, w], by the tensors' original names and PyTorch's own functions."""
+    """Video tokens [b, t, d] of frames [b, t, 3, h, w], by the tensors' original names and PyTorch's own functions."""
     p = {**checkpoint["model_state_dict"], **checkpoint["fusion_model_state_dict"]}
 
     def norm(x, name, eps=1e-5):
@@ -148,8 +148,8 @@ def run_original(checkpoint: dict, frames: torch.Tensor, vision_heads: int, temp
     def attend(x, name, heads):
         x = x.transpose(0, 1)
         out, _ = F.multi_head_attention_forward(
-            x, x, x, x.shape[-1], heads, p[f"{name}.in_proj_weight"], p[f"{name}.in_proj_bias"], None, None, False, 0.0,
-            p[f"{name}.out_proj.weight"], p[f"{name}.out_proj.bias"], training=False, need_weights=False,
+            x, x, x, x.shape[-1], heads, p[f"{name}.in_proj_weight"], p[f"{name}.in_proj_bias"], None, None, False,
+            0.0, p[f"{name}.out_proj.weight"], p[f"{name}.out_proj.bias"], training=False, need_weights=False,
         )  # fmt: skip
         return out.transpose(0, 1)
 
@@ -588,14 +588,6 @@ def test_the_command_converts_and_says_what_it_wrote(write, tmp_path):
     assert run.returncode == 0, run.stderr
     assert "2 temporal layers of 4 experts, 7 training classes, alpha 0.99" in run.stdout
     assert MoTEForVideoClassification.from_pretrained(tmp_path / "mote").config.num_labels == 7
-
-
-def test_the_command_fails_in_one_line(write, tmp_path):
-    path, clip, _ = write(drop("model_state_dict", "visual.proj"))
-    run = command("--checkpoint", path, "--clip", clip, "--output", tmp_path / "mote")
-    assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert run.stderr.strip().splitlines()[-1].startswith("error: ") and "visual.proj" in run.stderr
-    assert not (tmp_path / "mote").exists()
 
 
 def test_a_disk_that_fills_leaves_nothing(write, tmp_path):

@@ -1,4 +1,4 @@
-"""What users of transformers expect beside the numbers: files, Auto classes, compilers, Trainer, adapters, remote code."""
+"""What users of transformers expect beside the numbers: files, Auto classes, compilers, Trainer, adapters."""
 
 import json
 import os
@@ -111,7 +111,8 @@ again = AutoModel.from_pretrained(out + "/MoTEForVideoClassification", trust_rem
 with torch.no_grad():
     results["again"] = again(**inputs)[0]
 save_file(results, out + "/logits.safetensors")
-json.dump({"refused": refused, "config": type(config).__name__, "module": type(again).__module__}, open(out + "/said.json", "w"))
+said = {"refused": refused, "config": type(config).__name__, "module": type(again).__module__}
+json.dump(said, open(out + "/said.json", "w"))
 """
 
 

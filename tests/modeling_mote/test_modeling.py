@@ -534,14 +534,14 @@ def test_order_of_frames_matters(classifier, videos):
 
 def test_wrong_inputs_are_refused_in_one_sentence(classifier, videos, candidates):
     cases = [
-        (dict(pixel_values_videos=videos[0]), "pixel_values_videos must be"),
-        (dict(frame_embeds=torch.randn(2, 8, 32)), r"frame_embeds must be \[videos, frames, 64\]"),
-        (dict(frame_embeds=torch.randn(8, 64)), "frame_embeds must be"),
-        (dict(pixel_values_videos=None), "Pass pixel_values_videos"),
-        (dict(pixel_values_videos=videos, class_embeds=candidates[:, :32]), r"class_embeds must be \[classes, 64\]"),
-        (dict(pixel_values_videos=videos, class_embeds=candidates[0]), "class_embeds must be"),
-        (dict(pixel_values_videos=videos, class_embeds=candidates[:0]), "at least one class"),
-        (dict(pixel_values_videos=videos, merge_mixture=UNIFORM), "merge_mixture fixes the merged pass"),
+        ({"pixel_values_videos": videos[0]}, "pixel_values_videos must be"),
+        ({"frame_embeds": torch.randn(2, 8, 32)}, r"frame_embeds must be \[videos, frames, 64\]"),
+        ({"frame_embeds": torch.randn(8, 64)}, "frame_embeds must be"),
+        ({"pixel_values_videos": None}, "Pass pixel_values_videos"),
+        ({"pixel_values_videos": videos, "class_embeds": candidates[:, :32]}, r"class_embeds must be \[classes, 64\]"),
+        ({"pixel_values_videos": videos, "class_embeds": candidates[0]}, "class_embeds must be"),
+        ({"pixel_values_videos": videos, "class_embeds": candidates[:0]}, "at least one class"),
+        ({"pixel_values_videos": videos, "merge_mixture": UNIFORM}, "merge_mixture fixes the merged pass"),
     ]
     for inputs, sentence in cases:
         with pytest.raises(ValueError, match=sentence):
