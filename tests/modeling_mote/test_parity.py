@@ -69,7 +69,10 @@ def test_training_classes_need_no_modulation(reference, classifier):
     close(cosines(classifier, classifier(cases["pixel_values"]).logits), cases["eval.logits_train_classes"])
     candidates = classifier(cases["pixel_values"], class_embeds=cases["train_class_embeds"])
     close(cosines(classifier, candidates.logits), cases["eval.logits_train_classes"], 2e-5)
-    close(classifier.get_video_features(cases["pixel_values"]).last_hidden_state, cases["eval.video_features_no_modulation"])
+    close(
+        classifier.get_video_features(cases["pixel_values"]).last_hidden_state,
+        cases["eval.video_features_no_modulation"],
+    )
 
 
 @torch.no_grad()
