@@ -35,8 +35,15 @@ from .configuration_mote import MoTEConfig, MoTETemporalConfig
 logger = logging.get_logger(__name__)
 
 
+class _NestedOutput(ModelOutput):
+    """An output whose tuple holds tuples where it holds outputs."""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
 @dataclass
-class MoTEVideoFeatures(BaseModelOutputWithPooling):
+class MoTEVideoFeatures(_NestedOutput, BaseModelOutputWithPooling):
     """Video features.
 
     Args:
@@ -56,7 +63,7 @@ class MoTEVideoFeatures(BaseModelOutputWithPooling):
 
 
 @dataclass
-class MoTEOutput(ModelOutput):
+class MoTEOutput(_NestedOutput):
     """Output of [`MoTEModel`].
 
     Args:
@@ -79,12 +86,9 @@ class MoTEOutput(ModelOutput):
     vision_model_output: BaseModelOutputWithPooling | None = None
     temporal_model_output: BaseModelOutput | None = None
 
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
 
 @dataclass
-class MoTEVideoClassifierOutput(ModelOutput):
+class MoTEVideoClassifierOutput(_NestedOutput):
     """Output of [`MoTEForVideoClassification`].
 
     Args:
@@ -103,9 +107,6 @@ class MoTEVideoClassifierOutput(ModelOutput):
     video_embeds: torch.Tensor | None = None
     modulation: torch.Tensor | None = None
     temporal_model_output: BaseModelOutput | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 def temporal_feature_modulation(

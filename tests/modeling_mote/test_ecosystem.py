@@ -155,6 +155,7 @@ def test_tuples_hold_the_outputs_in_order(make_model, videos, candidates):
                 assert isinstance(value, tuple)
         features = model.get_video_features(videos, return_dict=False)
         assert torch.equal(features[0], model.get_video_features(videos).last_hidden_state)
+        assert all(isinstance(value, torch.Tensor | tuple) for value in features)
         frames = model.get_frame_features(videos, return_dict=False)
         assert torch.equal(frames[1], model.get_frame_features(videos).pooler_output)
     loss, logits = model.train()(videos, labels=LABELS, return_dict=False)[:2]

@@ -152,6 +152,14 @@ def test_the_model_draws_in_training_too(make_model, videos, candidates):
     assert len({model(None, videos, class_embeds=candidates).logits_per_video[0, 0].item() for _ in range(12)}) > 2
 
 
+def test_the_contrastive_loss_trains_every_part(make_model, videos):
+    model = make_model(MoTEModel).train()
+    input_ids = torch.randint(2, 97, (2, 16), generator=torch.Generator().manual_seed(0))
+    input_ids[:, -1] = 98
+    model(input_ids, videos, return_loss=True).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 @pytest.mark.parametrize(("mode", "labels"), [(False, LABELS), (True, None)])
 def test_merge_mixture_out_of_place_is_refused(classifier, videos, draws, mode, labels):
     with pytest.raises(ValueError, match="merge_mixture fixes"):
