@@ -425,8 +425,9 @@ class _Inventory:
 def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
     """The upright RGB image, uint8 [h, w, 3], of a frame; one of another size than the first is scaled to `size`."""
     if (frame.width, frame.height) != size:
-        frame = frame.reformat(*size)
-    image = frame.to_ndarray(format="rgb24")
+        frame = frame.reformat(*size, threads=1)
+    # More threads would outlive the call, and hang a forked worker that collects them.
+    image = frame.to_ndarray(format="rgb24", threads=1)
     matrix = _display_matrix(frame)
     if matrix is None:
         return image
