@@ -21,6 +21,7 @@ import av
 import numpy as np
 from av.format import Flags as FormatFlags
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from transformers.video_utils import VideoMetadata
 
 VideoSource = str | os.PathLike[str] | bytes | BinaryIO
@@ -61,9 +62,9 @@ def decode_video(
             metadata to indices. The function is called with n as the container tells it and, in the rare file whose
             decodable frames are another number, once more with that number.
         backend: `"auto"` and `"pyav"` decode in order with PyAV. `"decord"` and `"torchcodec"` seek, faster in files
-            with many key frames, and are used only for files on which seeking is exact (8-bit H.264 in yuv420p, not
-            rotated, not edited, as many packets as the header says); PyAV does the others. They see only damage in
-            the parts that they decode, so `"auto"` never takes them.
+            with many key frames, and are used only for files on which seeking is exact (MP4 or MOV, H.264 in 8 bits,
+            not rotated, not edited, as many packets as the header says); PyAV does the others. They see only damage
+            in the parts that they decode, so `"auto"` never takes them.
         strict: Whether a file that breaks off is an error.
         start: Where the clip starts in a longer file, in seconds; frames before it are not counted, and in an MP4 file
             not decoded but for the last seconds, so damage there goes unseen.
@@ -255,6 +256,7 @@ class _Pass:
 def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None) -> _Pass:
     """Decode in order up to the first error, keeping the wanted frames of the clip (None: all of them)."""
     found, keep = _Pass(), None if wanted is None else frozenset(wanted.tolist())
+    picture: _Picture | None = None
     failure: Exception | None = None
     with source.open() as (container, stream):
         clock, inventory = _Clock(container, stream), _Inventory(container, stream)
@@ -262,21 +264,22 @@ def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None) -> _Pass:
         try:
             _skip_towards(clip.start or 0.0, container)
             for frame in _frames(container, stream, inventory):
-                if found.height is None:
-                    size, (found.height, found.width) = (frame.width, frame.height), _upright_size(frame)
+                if picture is None:
+                    picture = _Picture(frame)
+                    found.height, found.width = picture.height, picture.width
                 seconds = clock.tick(frame) if clip else 0.0
                 if clip.end is not None and seconds >= clip.end:
                     break
                 if clip.start is not None and seconds < clip.start:
                     continue
                 if keep is None or found.num_frames in keep:
-                    found.images[found.num_frames] = _to_rgb(frame, size)
+                    found.images[found.num_frames] = picture.rgb(frame)
                 found.num_frames += 1
             else:
                 found.breakage = inventory.shortage()
         except av.FFmpegError as error:
             failure, found.breakage = error, _reason(error)
-    if not found.num_frames and found.height is not None and clip:
+    if not found.num_frames and picture is not None and clip:
         end = "the end" if clip.end is None else f"{clip.end} s"
         raise VideoDecodeError(f"{source.name} has no decodable frame between {clip.start or 0} s and {end}.")
     if not found.num_frames:
@@ -325,15 +328,17 @@ def _scan(source: _Source, clip: _Clip) -> _Pass:
         except av.FFmpegError:
             whole = False  # decoding will say why
         if first is not None:
-            found.height, found.width = _upright_size(first)
+            picture = _Picture(first)
+            found.height, found.width = picture.height, picture.width
             found.seekable = (
                 whole
                 and not clip
+                and "mp4" in container.format.name
                 and packets == stream.frames
                 and stream.codec_context.name == "h264"
                 and first.format.name in ("yuv420p", "yuvj420p")
                 and not first.interlaced_frame
-                and _display_matrix(first) is None
+                and picture.is_upright
             )
     return found
 
@@ -410,7 +415,7 @@ class _Inventory:
         kind, decoded_at = self._container.format.name, self._last.dts or 0
         if "mp4" in kind:
             # The sample table after edit lists; the header's own count knows nothing of edits.
-            table = getattr(self._stream, "index_entries", ())
+            table = self._stream.index_entries
             ends_early = len(table) > 0 and decoded_at < table[len(table) - 1].timestamp
         elif kind == "avi":
             # Empty chunks show the previous frame again; they are no packets, but count in the times.
@@ -422,39 +427,28 @@ class _Inventory:
         return f"it ends at {self._end:.2f} s, earlier than its header says" if ends_early else None
 
 
-def _to_rgb(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    """The upright RGB image, uint8 [h, w, 3], of a frame; one of another size than the first is scaled to `size`."""
-    if (frame.width, frame.height) != size:
-        frame = frame.reformat(*size, threads=1)
-    # More threads would outlive the call, and hang a forked worker that collects them.
-    image = frame.to_ndarray(format="rgb24", threads=1)
-    matrix = _display_matrix(frame)
-    if matrix is None:
-        return image
-    (a, b), (c, d) = matrix  # pixel (x, y) is shown at (a x + c y, b x + d y)
-    quarter = abs(b) > abs(a)
-    if quarter:
-        image = image.swapaxes(0, 1)
-    if (c if quarter else a) < 0:
-        image = image[:, ::-1]
-    return image[::-1] if (b if quarter else d) < 0 else image
+class _Picture:
+    """How a video's frames become upright RGB images of one size, read from its first frame."""
 
+    def __init__(self, first: av.VideoFrame) -> None:
+        self._stored = first.width, first.height
+        # Once only: PyAV's side data and its frame hold each other, and stay in memory until a garbage collection.
+        data: Any = first.side_data.get("DISPLAYMATRIX")
+        matrix = [1, 0, 0, 0, 1, 0, 0, 0, 1] if data is None else np.frombuffer(bytes(data), np.int32).tolist()
+        a, b, _, c, d = matrix[:5]  # pixel (x, y) is shown at (a x + c y, b x + d y)
+        self._lies = abs(b) > abs(a)
+        self._flip_x, self._flip_y = (c < 0, b < 0) if self._lies else (a < 0, d < 0)
+        self.is_upright = not (self._lies or self._flip_x or self._flip_y)
+        self.height, self.width = self._stored if self._lies else self._stored[::-1]
+        self._converter = VideoReformatter()
 
-def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """Height and width in pixels of a frame once it is upright."""
-    matrix = _display_matrix(frame)
-    lies = matrix is not None and abs(matrix[0, 1]) > abs(matrix[0, 0])
-    return (frame.width, frame.height) if lies else (frame.height, frame.width)
-
-
-def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
-    """The linear part [2, 2] of the file's rotation and flip, None where the picture is shown as it is stored."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return None
-    matrix = np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2]
-    (a, b), (c, d) = matrix.tolist()
-    return None if a > abs(b) and d > abs(c) else matrix
+    def rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """The upright image, uint8 [h, w, 3]; a frame of another size than the first is scaled to it."""
+        # More threads than one may outlive the call, and hang a forked worker that collects them.
+        image = self._converter.reformat(frame, *self._stored, format="rgb24", threads=1).to_ndarray()
+        if self._lies:
+            image = image.swapaxes(0, 1)
+        return image[:: -1 if self._flip_y else 1, :: -1 if self._flip_x else 1]
 
 
 def _reason(error: Exception) -> str:
