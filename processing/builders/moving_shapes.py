@@ -43,15 +43,20 @@ OPPOSITE_MOTIONS = (
     ("spinning", "blinking"),
 )
 TRAINED_MOTIONS = tuple(itertools.chain(*OPPOSITE_MOTIONS))
-NEW_MOTIONS = ("bouncing", "shaking", "circling", "standing still")
+# No "standing still": that is what any single frame shows.
+NEW_MOTIONS = ("bouncing", "shaking", "circling", "rocking")
 MOTIONS = TRAINED_MOTIONS + NEW_MOTIONS
 OBJECTS = tuple(itertools.product(COLORS, SHAPES))
 SPLITS = ("train", "validation", "test", "test_compositions", "test_objects", "test_motions")
 
-# Weight of the present copy, then of ever older ones: what a slow shutter leaves of a moving shape.
-TRAIL = (0.6, 0.4, 0.32, 0.25, 0.18, 0.12)
-# The trail spans this part of a clip.
-TRAIL_SPAN = 0.45
+# What a picture holds of an object that moves: the weight of its present copy, then of ever older ones.
+EXPOSURES = {
+    "sharp": (1.0, 0.0, 0.0, 0.0, 0.0, 0.0),  # fast shutter: a frame of a video
+    "blurred": (0.38, 0.38, 0.38, 0.38, 0.38, 0.38),  # slow shutter: along which way, but hardly in which sense
+    "trailing": (0.6, 0.4, 0.32, 0.25, 0.18, 0.12),  # afterglow: the sense as well
+}
+# The oldest copy is this part of a clip old.
+EXPOSURE_SPAN = 0.45
 
 
 def class_name(color: str, shape: str, motion: str) -> str:
@@ -141,6 +146,7 @@ def poses(scenes: Scenes, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     y += travel * (1.0 * doing("moving down") - doing("moving up"))
     size *= np.exp((0.9 + 0.3 * extent) * since_middle * (1.0 * doing("growing") - doing("shrinking")))
     angle += doing("spinning") * sense * 2 * np.pi * (0.6 + 0.4 * extent) * times
+    angle += doing("rocking") * (0.6 + 0.3 * extent) * np.sin(2 * np.pi * (1.5 * times + phase))
     visible[doing("blinking") & (((2 + extent) * times + phase) % 1 < 0.5)] = 0.1
     y += doing("bouncing") * (0.4 - (0.75 + 0.2 * extent) * np.abs(np.sin(np.pi * (2 * times + phase))))
     x += doing("shaking") * (0.15 + 0.07 * extent) * np.sin(2 * np.pi * (2.5 * times + phase))
@@ -212,24 +218,24 @@ def paint(cover: np.ndarray, colors: np.ndarray, background: np.ndarray) -> np.n
 
 
 def render_stills(
-    scenes: Scenes, moments: np.ndarray, sharp: np.ndarray, rng: np.random.Generator, image_size: int = 32
+    scenes: Scenes, moments: np.ndarray, exposures: list[str], rng: np.random.Generator, image_size: int = 32
 ) -> np.ndarray:
-    """Photograph each scene once; with a slow shutter, so that older copies trail behind the object, or a fast one.
+    """Photograph each scene once.
 
     Args:
         scenes: n scenes.
         moments: when, in clip lengths, [n].
-        sharp: which pictures are taken with a fast shutter, as a frame of a video is: no trail. bool [n].
+        exposures: keys of `EXPOSURES`, n: what is seen of where the object just was.
         rng: source of the backgrounds.
         image_size: pixels a side.
 
     Returns:
         Pictures, uint8 [n, h, w, 3].
     """
-    ages = np.linspace(0, TRAIL_SPAN, len(TRAIL))
+    weights = np.array([EXPOSURES[exposure] for exposure in exposures], dtype=np.float32)  # [n, copies]
+    ages = np.linspace(0, EXPOSURE_SPAN, weights.shape[1])
     cover = coverage(scenes, moments[:, None] - ages, image_size)
-    trailing = 1 - np.prod(1 - np.array(TRAIL, dtype=np.float32)[:, None, None] * cover, axis=1)
-    exposed = np.where(sharp[:, None, None], cover[:, 0], trailing)
+    exposed = 1 - np.prod(1 - weights[:, :, None, None] * cover, axis=1)
     return paint(exposed, scenes.colors, backgrounds(len(scenes), image_size, rng))
 
 
