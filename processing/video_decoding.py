@@ -432,15 +432,17 @@ class _Picture:
 
     def __init__(self, first: av.VideoFrame) -> None:
         self._stored = first.width, first.height
-        # Once only: PyAV's side data and its frame hold each other, and stay in memory until a garbage collection.
-        data: Any = first.side_data.get("DISPLAYMATRIX")
+        self._converter = VideoReformatter()
+        # From a thumbnail: PyAV's side data and frame hold each other until a garbage collection, and a frame that is
+        # held changes which buffers the decoder uses again, so what it leaves in pictures that are damaged.
+        thumbnail = self._converter.reformat(first, width=16, height=16, format="gray", threads=1)
+        data: Any = thumbnail.side_data.get("DISPLAYMATRIX")
         matrix = [1, 0, 0, 0, 1, 0, 0, 0, 1] if data is None else np.frombuffer(bytes(data), np.int32).tolist()
         a, b, _, c, d = matrix[:5]  # pixel (x, y) is shown at (a x + c y, b x + d y)
         self._lies = abs(b) > abs(a)
         self._flip_x, self._flip_y = (c < 0, b < 0) if self._lies else (a < 0, d < 0)
         self.is_upright = not (self._lies or self._flip_x or self._flip_y)
         self.height, self.width = self._stored if self._lies else self._stored[::-1]
-        self._converter = VideoReformatter()
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """The upright image, uint8 [h, w, 3]; a frame of another size than the first is scaled to it."""
