@@ -215,7 +215,8 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         raise ValueError(f"{protocol.name} has several lists of classes, which one file of --labels can't rephrase.")
     if arguments.card is not None and not Path(arguments.card).is_file():
         raise FileNotFoundError(f"--card {arguments.card}: no such file.")
-    accelerator = Accelerator()
+    # Without `cpu`, torchrun's processes would not know of one another on a machine without accelerator.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if not accelerator.is_main_process:
         transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -439,8 +439,8 @@ def save_model(
 
 def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """Loss, learning rates and validation accuracy over the steps."""
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    losses, rates, accuracy = figure.subplots(1, 3)
+    figure = Figure(figsize=(13, 3.5))
+    losses, rates, accuracy = figure.subplots(1, 3, gridspec_kw={"left": 0.05, "right": 0.98, "bottom": 0.15})
     steps = [row["step"] for row in rows]
     losses.plot(steps, [row["loss"] for row in rows], linewidth=0.8)
     losses.set(title="training loss", xlabel="step")
@@ -527,7 +527,9 @@ class Checkpoints:
                 if self.ema is not None:
                     self.ema.load_state_dict(load_with_metadata(last / "ema.safetensors")[0])
         except (RuntimeError, KeyError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{last} is damaged: remove it to go on from the checkpoint before it.") from error
+            raise ValueError(
+                f"{last} does not fit the model, or is damaged: choose another --output, or remove it."
+            ) from error
         if changed:
             raise ValueError(
                 f"{last} was written with another {', '.join(changed)}: go on with the same, or choose another "
@@ -563,6 +565,7 @@ class BadClips:
 def train(arguments: Arguments) -> None:
     output = Path(arguments.output)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without it, torchrun's processes would not know of one another
         mixed_precision=arguments.mixed_precision,
         log_with="tensorboard" if arguments.tensorboard else None,
         project_dir=str(output) if arguments.tensorboard else None,
@@ -718,6 +721,8 @@ def train(arguments: Arguments) -> None:
                 if main_process:
                     save_model(weights, processor, output / "best", record())
         log.append(row)
+        if main_process and ("validation" in row or step == last_step):
+            plot_curves(log, output / "curves.png")
         bar.update()
         bar.set_postfix(loss=row["loss"], **({} if measured is None else {"top1": measured["accuracy"]}))
         if arguments.tensorboard:
@@ -730,8 +735,6 @@ def train(arguments: Arguments) -> None:
                 file.write(json.dumps(row) + "\n")
         if step % save_every == 0 or step == last_step:
             checkpoints.save(step, {"best": best, "bad": list(bad.messages.items())})
-            if main_process:
-                plot_curves(log, output / "curves.png")
 
     bar.close()
     if main_process:

@@ -1,11 +1,15 @@
-"""Videos of three classes, a tiny CLIP on disk, and ways to run the scripts of `examples/`: in here, or as users do."""
+"""Videos of three classes, a tiny CLIP on disk, and ways to run the scripts: in here, alone, or on two processes."""
 
+import contextlib
 import csv
 import importlib.util
+import json
 import os
+import resource
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +20,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
+# Where there is an accelerator, two processes would need two of them.
+CPU = {"OMP_NUM_THREADS": "1"} | ({"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {})
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CLASSES = ("left", "right", "still")
 TEXT = "a photo video example demonstration of person using doing during performing practicing . left right still"
@@ -43,14 +49,78 @@ def evaluate_script() -> ModuleType:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    """accelerate keeps its first setting for the whole process; one thread makes sums repeat to the last digit."""
+def _one_thread(monkeypatch):
+    """Sums repeat to the last digit, here and in the processes that are started."""
+    for name, value in CPU.items():
+        monkeypatch.setenv(name, value)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+
+
+@pytest.fixture
+def fresh_accelerate() -> Callable[[], None]:
+    """Makes accelerate forget its settings, which it keeps for the whole process."""
+
+    def reset() -> None:
+        for state in (AcceleratorState, PartialState, GradientState):
+            state._reset_state()
+
+    return reset
+
+
+@pytest.fixture
+def count_calls() -> Callable[..., contextlib.AbstractContextManager[list[int]]]:
+    """`with count_calls("CLIPEncoderLayer") as calls: ...`: `calls[0]` modules of that class ran."""
+
+    @contextlib.contextmanager
+    def count(class_name: str) -> Iterator[list[int]]:
+        calls = [0]
+
+        def note(module: torch.nn.Module, inputs: object) -> None:
+            calls[0] += type(module).__name__ == class_name
+
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+        try:
+            yield calls
+        finally:
+            handle.remove()
+
+    return count
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """`with full_disk(size): ...`: no file may grow beyond so many bytes; writes fail as they do on a full disk."""
+
+    @contextlib.contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys, fresh_accelerate) -> Callable[..., str]:
+    """`refusal(script, options)`: the sentence on stderr with which the script exits, its code being 1."""
+
+    def refuse(script: ModuleType, options: dict[str, object]) -> str:
+        fresh_accelerate()
+        monkeypatch.setattr(sys, "argv", ["script.py", *(f"--{name}={value}" for name, value in options.items())])
+        with pytest.raises(SystemExit) as stop:
+            script.main()
+        message = stop.value.code  # a string is printed on stderr, and the exit code is then 1
+        assert isinstance(message, str) and message.startswith("error: "), message
+        assert len(message.splitlines()) == 1, message
+        return message.removeprefix("error: ")
+
+    return refuse
 
 
 def moving_square(label: int, seed: int, num_frames: int = 12, side: int = 32) -> np.ndarray:
@@ -66,7 +136,7 @@ def moving_square(label: int, seed: int, num_frames: int = 12, side: int = 32) -
 
 @pytest.fixture(scope="session")
 def write_list(tmp_path_factory: pytest.TempPathFactory, write_video) -> Callable[..., Path]:
-    """`write_list(name, num_clips, bad=(), seed=0)`: a CSV list of clips of the three classes in turn, and their files.
+    """`write_list(name, num_clips, bad=(), seed=0)`: clips of the three classes in turn, and their CSV list.
 
     The clips numbered in `bad` are no videos.
     """
@@ -146,31 +216,46 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start() -> Callable[..., subprocess.Popen]:
-    """`start(script, options, processes=1, **env)`: the script as users run it, alone or under torchrun."""
+    """`start(script, options, **env)`: the script in a process of its own, as users run it."""
 
-    def run(script: str, options: dict[str, object], processes: int = 1, **env: str) -> subprocess.Popen:
-        command = [sys.executable]
-        if processes > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command += [str(EXAMPLES / f"{script}.py"), *(f"--{name}={value}" for name, value in options.items())]
+    def run(script: str, options: dict[str, object], **env: str) -> subprocess.Popen:
         return subprocess.Popen(
-            command,
+            [
+                sys.executable,
+                str(EXAMPLES / f"{script}.py"),
+                *(f"--{name}={value}" for name, value in options.items()),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | env,
+            env=os.environ | CPU | env,
         )
 
     return run
 
 
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
-def finish() -> Callable[..., tuple[str, str]]:
-    """`finish(process, code=0)`: what a started script printed on stdout and stderr, after it exited with this code."""
+def run_on_two(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """`run_on_two([(script, options), ...], code=0)`: scripts, one after another, on two processes; their stderr."""
 
-    def wait(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == code, err
-        return out, err
+    def run(cases: Sequence[tuple[str, dict[str, object]]], code: int = 0) -> str:
+        file = tmp_path_factory.mktemp("cases") / "cases.json"
+        file.write_text(json.dumps([[*case, free_port()] for case in cases]))
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        finished = subprocess.run(
+            [sys.executable, *launch, str(Path(__file__).with_name("cases.py")), str(file)],
+            capture_output=True,
+            text=True,
+            timeout=500,
+            env=os.environ | CPU,
+        )
+        assert finished.returncode == code, finished.stderr
+        return finished.stderr
 
-    return wait
+    return run

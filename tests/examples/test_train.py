@@ -1,0 +1,636 @@
+"""The training script: what it computes, on one process or two, interrupted or not, and how it says no."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from modeling_mote import MoTEForVideoClassification
+from modeling_mote.training import step_generator
+
+PIXELS = {"augment": True, "sampling": "train", "clip_lr": 1e-3}
+
+
+@pytest.fixture
+def options(clip_folder, train_list, validation_list, tmp_path):
+    """Options of a run of two epochs of three steps of four clips."""
+    return {
+        "model": str(clip_folder),
+        "output": str(tmp_path / "run"),
+        "data": str(train_list),
+        "validation_data": str(validation_list),
+        "num_frames": 4,
+        "epochs": 2,
+        "warmup_epochs": 0,
+        "batch_size": 4,
+        "num_workers": 0,
+    }
+
+
+@pytest.fixture
+def read_log(options):
+    def read(folder=None):
+        path = Path(folder or options["output"]) / "log.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    return read
+
+
+@pytest.fixture
+def run(train_script, options, tmp_path, read_log, fresh_accelerate):
+    """`run(name, **changes)`: trains in this process, in a folder of that name; the log's rows."""
+
+    def train(name="run", **changes):
+        fresh_accelerate()
+        train_script.train(train_script.Arguments(**options | {"output": str(tmp_path / name)} | changes))
+        return read_log(tmp_path / name)
+
+    return train
+
+
+def losses(rows):
+    return [row["loss"] for row in rows]
+
+
+def weights(folder: Path, part: str = "") -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if part in name}
+
+
+def assert_equal(tensors, others):
+    assert tensors.keys() == others.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
+
+
+# ------------------------------------------------------------------------------------------------------------ one run
+
+
+def test_a_run_leaves_a_model_a_log_and_curves(run, tmp_path, clip_folder, capsys):
+    rows = run()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["epoch"] for row in rows] == [0, 0, 0, 1, 1, 1]
+    assert [("validation" in row) for row in rows] == [False, False, True, False, False, True]
+    assert rows[2]["validation"] == {"accuracy": rows[2]["validation"]["accuracy"], "scored": 7, "listed": 7} | {
+        "bad_clips": {}
+    }
+    for folder in (tmp_path / "run" / "model", tmp_path / "run" / "best"):
+        model = MoTEForVideoClassification.from_pretrained(folder)
+        assert model.config.id2label == {0: "left", 1: "right", 2: "still"} and model.config.num_frames == 4
+        record = json.loads((folder / "training.json").read_text())
+        assert record["arguments"]["batch_size"] == 4 and len(record["clips_sha256"]) == 64
+        assert (folder / "README.md").read_text().startswith("---")
+    with Image.open(tmp_path / "run" / "curves.png") as picture:
+        picture.load()
+        assert picture.format == "PNG" and picture.width > picture.height > 100
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 3
+    trained, clip = weights(tmp_path / "run" / "model"), weights(clip_folder)
+    for name, tensor in clip.items():
+        assert torch.equal(trained[name], tensor), f"{name} is frozen"
+    assert f"top-1 {100 * rows[-1]['validation']['accuracy']:.1f} % on 7 clips" in capsys.readouterr().out
+    assert not list((tmp_path / "run").rglob("*.partial")) and not list((tmp_path / "run").rglob(".*"))
+
+
+def test_the_best_model_is_that_of_the_best_validation(run, tmp_path):
+    rows = run(epochs=8, lr=3e-2)
+    accuracies = {row["step"]: row["validation"]["accuracy"] for row in rows if "validation" in row}
+    record = json.loads((tmp_path / "run" / "best" / "training.json").read_text())
+    assert len(set(accuracies.values())) > 1
+    assert record["validation"]["accuracy"] == max(accuracies.values())
+    assert record["step"] == min(step for step, value in accuracies.items() if value == max(accuracies.values()))
+
+
+def test_checkpoints_are_kept_by_number(run, tmp_path):
+    run(save_every=1, keep=3)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step-00000004",
+        "step-00000005",
+        "step-00000006",
+    ]
+
+
+def test_the_image_tower_trains_at_its_own_rate_and_the_text_tower_not_at_all(run, tmp_path, clip_folder):
+    rows = run(clip_lr=1e-4, lr=1e-3)
+    assert rows[0]["lr"] == {"head": 1e-3, "clip": 1e-4} and 0 < rows[3]["lr"]["clip"] < 1e-4
+    trained, clip = weights(tmp_path / "run" / "model"), weights(clip_folder)
+    moved = {name for name, tensor in clip.items() if not torch.equal(trained[name], tensor)}
+    assert moved == {name for name in clip if name.startswith(("vision_model", "visual_projection", "logit_scale"))}
+
+
+def test_the_first_loss_is_the_models_own(run, train_script, options, tmp_path):
+    """The log's first loss, computed here from what the paper needs: the model, the clips and the draws."""
+    rows = run(max_steps=1)
+    torch.manual_seed(0)
+    from accelerate.utils import set_seed
+
+    set_seed(0)
+    arguments = train_script.Arguments(**options)
+    model, processor = train_script.load_model(arguments)
+    saved = MoTEForVideoClassification.from_pretrained(tmp_path / "run" / "model")
+    model.set_training_classes(list(saved.config.id2label.values()), saved.seen_classes.weight)
+    order = torch.randperm(12, generator=step_generator(0, 0)).tolist()[:4]
+    rows_, _ = train_script.load_data(arguments)
+    clips = train_script.VideoClips(rows_, processor.video_processor, 4, "val")
+    batch = train_script.collate_clips([clips[index] for index in order])
+    mixture, merge_mixture = model.draw_mixtures(step_generator(1, 0))
+    model.train()
+    loss = model(
+        pixel_values_videos=batch["pixel_values_videos"],
+        labels=batch["labels"],
+        mixture=mixture,
+        merge_mixture=merge_mixture,
+    ).loss
+    assert rows[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- features
+
+
+def test_gradient_accumulation_is_a_true_mean(run, train_script, tmp_path, monkeypatch):
+    """Two forwards of two clips are one of four, where both forwards draw the same experts."""
+    import modeling_mote.training as training
+
+    whole = run("whole", max_grad_norm=1e9)
+
+    def one_draw(seed, step, rank=0):
+        return training.step_generator(seed, step // 2 if seed == 1 else step, rank)
+
+    monkeypatch.setattr(train_script, "step_generator", one_draw)
+    accumulated = run("accumulated", batch_size=2, gradient_accumulation=2, max_grad_norm=1e9)
+    assert losses(accumulated) == pytest.approx(losses(whole), rel=1e-5)
+    assert [row["grad_norm"] for row in accumulated] == pytest.approx([row["grad_norm"] for row in whole], rel=1e-4)
+    monkeypatch.undo()
+    own_draws = run("own", batch_size=2, gradient_accumulation=2)
+    assert losses(own_draws) != pytest.approx(losses(whole), rel=1e-3)
+
+
+def test_gradient_clipping_bounds_the_gradient_and_logs_its_norm(run, tmp_path):
+    free, clipped = run("free", max_grad_norm=1e9), run("clipped", max_grad_norm=1e-7)
+    assert free[0]["loss"] == clipped[0]["loss"] and free[0]["grad_norm"] == clipped[0]["grad_norm"] > 1e-3
+    norms = {}
+    for name in ("free", "clipped"):
+        file = tmp_path / name / "checkpoints" / "step-00000003" / "optimizer.bin"
+        moments = [state["exp_avg"] for state in torch.load(file, weights_only=True)["state"].values()]
+        norms[name] = torch.cat([moment.flatten() for moment in moments]).norm()
+    assert norms["clipped"] < 1e-7 < 1e-3 < norms["free"]
+
+
+def test_label_smoothing_reaches_the_loss_and_the_checkpoint(run, tmp_path):
+    plain, smooth = run("plain", max_steps=1), run("smooth", max_steps=1, label_smoothing=0.2)
+    assert smooth[0]["loss"] != pytest.approx(plain[0]["loss"], rel=1e-4)
+    assert MoTEForVideoClassification.from_pretrained(tmp_path / "smooth" / "model").config.label_smoothing == 0.2
+
+
+def test_ema_saves_the_average_of_the_weights(run, tmp_path):
+    rows = run("averaged", ema=0.5, save_every=1, keep=6, max_steps=3)
+    plain = run("plain", max_steps=3)
+    assert losses(rows) == losses(plain)
+    steps = [weights(tmp_path / "averaged" / "checkpoints" / f"step-{step:08d}", "temporal") for step in (1, 2, 3)]
+    saved = weights(tmp_path / "averaged" / "model", "temporal")
+    for name, tensor in saved.items():
+        expected = 0.25 * steps[0][name] + 0.25 * steps[1][name] + 0.5 * steps[2][name]
+        torch.testing.assert_close(tensor, expected)
+    assert not torch.equal(
+        saved["temporal_model.position_embedding.weight"], steps[2]["temporal_model.position_embedding.weight"]
+    )
+
+
+def test_activation_checkpointing_runs_layers_again_and_changes_nothing(run, count_calls):
+    with count_calls("MoTETemporalLayer") as plain_calls:
+        plain = run("plain", **PIXELS)
+    with count_calls("MoTETemporalLayer") as calls:
+        checkpointing = run("checkpointing", **PIXELS, activation_checkpointing=True)
+    assert losses(checkpointing) == losses(plain)
+    assert calls[0] == plain_calls[0] + 6 * 2 * 4  # steps, passes, layers
+
+
+def test_draws_of_the_ranks_differ_from_the_shared_one(run):
+    assert losses(run("shared")) != losses(run("per-rank", draws="per-rank"))
+
+
+def test_bfloat16_rounds(run):
+    plain, rounded = run("plain", **PIXELS), losses(run("bf16", **PIXELS, mixed_precision="bf16"))
+    assert rounded != losses(plain) and rounded == pytest.approx(losses(plain), rel=0.05)
+
+
+def test_tensorboard_has_the_curves(run, tmp_path):
+    rows = run(tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(rows), rel=1e-6)
+    assert [event.value for event in events.Scalars("lr/head")] == pytest.approx([row["lr"]["head"] for row in rows])
+    assert [event.step for event in events.Scalars("validation/top1")] == [3, 6]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_frames_and_augmentation_do_not_depend_on_the_workers(run, workers):
+    assert losses(run("workers", **PIXELS, num_workers=workers)) == losses(run("none", **PIXELS))
+
+
+def test_seed_and_epoch_change_what_is_seen(run):
+    rows = run("run", **PIXELS, lr=0.0, epochs=3, batch_size=12, label_smoothing=0.0)
+    other = run("other", **PIXELS, lr=0.0, epochs=3, batch_size=12, label_smoothing=0.0, seed=1)
+    assert len(set(losses(rows)) | set(losses(other))) == 6
+
+
+# ----------------------------------------------------------------------------------------------------- cached features
+
+
+def test_cached_features_give_the_losses_of_pixels_and_are_encoded_once(run, tmp_path, count_calls):
+    cache = str(tmp_path / "cache")
+    with count_calls("CLIPVisionModel") as first:
+        cached = run("cached", cache_dir=cache)
+    with count_calls("CLIPVisionModel") as second, count_calls("CLIPTextModel") as texts:
+        again = run("again", cache_dir=cache)
+    with count_calls("CLIPVisionModel") as third:
+        pixels = run("pixels", cache_features=False)
+    assert losses(cached) == pytest.approx(losses(pixels), rel=1e-5) and losses(again) == losses(cached)
+    assert [row.get("validation") for row in cached] == [row.get("validation") for row in pixels]
+    assert (first[0], second[0], texts[0], third[0]) == (3 + 2, 0, 0, 6 + 2 * 2)
+
+
+def test_changed_weights_frames_or_files_are_encoded_again(run, tmp_path, make_clip, write_list):
+    cache = tmp_path / "cache"
+
+    def encoded():
+        return len(list(cache.glob("frames-*")))
+
+    changes = [
+        {},
+        {"lr": 1e-2},
+        {"num_frames": 3},
+        {"model": str(make_clip(tmp_path / "other", seed=1))},
+        {"data": str(write_list("others", 12, seed=2))},
+        {"mixed_precision": "bf16"},
+    ]
+    counts = []
+    for number, change in enumerate(changes):
+        run(f"run{number}", cache_dir=str(cache), validation_split="none", max_steps=1, **change)
+        counts.append(encoded())
+    assert counts == [1, 1, 2, 3, 4, 5]
+
+
+def test_a_killed_encoding_goes_on_where_it_was(run, train_script, tmp_path, count_calls, monkeypatch):
+    monkeypatch.setattr(train_script, "SHARD", 2)
+    cache = tmp_path / "cache"
+    whole = run("whole", cache_dir=str(cache), validation_split="none")
+    files = sorted(cache.glob("frames-*/*"))
+    assert len(files) == 6
+    files[2].unlink()
+    files[5].unlink()
+    with count_calls("CLIPVisionModel") as calls:
+        assert losses(run("again", cache_dir=str(cache), validation_split="none")) == losses(whole)
+    assert calls[0] == 2
+
+
+# ----------------------------------------------------------------------------------------------------------- bad files
+
+
+@pytest.fixture(scope="module")
+def bad_list(write_list):
+    """12 clips of which the first two of step 1, one process' whole share of two, are no videos."""
+    order = torch.randperm(12, generator=step_generator(0, 0)).tolist()
+    return write_list("bad", 12, bad=order[:2])
+
+
+@pytest.mark.parametrize("changes", [{}, PIXELS], ids=["cached", "pixels"])
+def test_bad_files_are_skipped_counted_and_named_once(run, bad_list, train_list, changes, tmp_path, capsys):
+    rows = run(data=str(bad_list), max_bad_fraction=0.5, lr=0.0, **changes | {"clip_lr": 0.0})
+    said = capsys.readouterr().out
+    assert sum(row["skipped"] for row in rows) == 4 and rows[0]["skipped"] == 2
+    named = [name for row in rows for name in row.get("bad_clips", {})]
+    assert sorted(named) == sorted(set(named)) and len(named) == 2
+    record = json.loads((tmp_path / "run" / "model" / "training.json").read_text())
+    assert sorted(record["bad_clips"]) == sorted(named)
+    for name in named:
+        assert said.count(f"skipped {name}") == 1
+    assert "2 training clips could not be read" in said
+
+
+def test_the_loss_is_the_mean_over_what_was_read(run, train_script, bad_list, options, monkeypatch):
+    """The two clips read of step 1 alone make its loss, with and without accumulation over a batch that is all bad."""
+    rows = run("run", data=str(bad_list), max_bad_fraction=0.5, max_steps=1)
+    order = torch.randperm(12, generator=step_generator(0, 0)).tolist()
+    batches = train_script.Batches.__iter__
+    monkeypatch.setattr(train_script.Batches, "__iter__", lambda self: iter([[(0, index) for index in order[2:4]]]))
+    alone = run("alone", data=str(bad_list), batch_size=4, max_steps=1, max_bad_fraction=0.5)
+    monkeypatch.setattr(train_script.Batches, "__iter__", batches)
+    monkeypatch.setattr(train_script, "step_generator", lambda seed, step, rank=0: step_generator(seed, step // 2))
+    halves = run(
+        "halves", data=str(bad_list), batch_size=2, gradient_accumulation=2, max_steps=1, max_bad_fraction=0.5
+    )
+    assert rows[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
+    assert halves[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-6)
+
+
+def test_a_step_without_any_clip_moves_nothing(run, bad_list, tmp_path):
+    rows = run(data=str(bad_list), batch_size=2, max_bad_fraction=0.5, max_steps=2, save_every=1, max_grad_norm=1.0)
+    first, second = (weights(tmp_path / "run" / "checkpoints" / f"step-{step:08d}") for step in (1, 2))
+    assert rows[0]["loss"] is None and rows[0]["skipped"] == 2
+    assert rows[1]["loss"] > 0 and not torch.equal(
+        first["temporal_model.position_embedding.weight"], second["temporal_model.position_embedding.weight"]
+    )
+    with Image.open(tmp_path / "run" / "curves.png") as picture:
+        picture.load()
+
+
+def test_too_many_bad_files_stop_the_run(refusal, train_script, options, bad_list, tmp_path):
+    message = refusal(train_script, options | {"data": str(bad_list), "max_bad_fraction": 0.1})
+    assert "2 of 12 training clips can't be read, more than --max_bad_fraction allows" in message
+    assert "python -m processing.check_videos" in message
+    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_bad_validation_clips_count_as_wrong_and_are_named(run, write_list):
+    rows = run(validation_data=str(write_list("half", 4, bad=[1])), max_steps=1)
+    validation = rows[0]["validation"]
+    assert (validation["scored"], validation["listed"], list(validation["bad_clips"])) == (3, 4, ["clip01.mp4"])
+    assert validation["accuracy"] in (0, 1 / 4, 2 / 4, 3 / 4)
+
+
+# ------------------------------------------------------------------------------------------------------------ few-shot
+
+
+def test_few_shot_draws_k_clips_a_class_and_repeats_them(run, tmp_path, count_calls):
+    with count_calls("CLIPVisionModel") as calls:
+        rows = run(shots=2, validation_split="none", batch_size=3)
+    assert len(rows) == 2 * 12 // 3 and calls[0] == 2  # 6 clips, each encoded once
+    with open(tmp_path / "run" / "few_shot.csv", newline="") as file:
+        chosen = list(csv.DictReader(file))
+    assert sorted(row["label"] for row in chosen) == ["left"] * 2 + ["right"] * 2 + ["still"] * 2
+    assert len({row["path"] for row in chosen}) == 6
+    run("same", shots=2, validation_split="none", max_steps=1)
+    run("other", shots=2, validation_split="none", max_steps=1, seed=1)
+    lists = {name: (tmp_path / name / "few_shot.csv").read_text() for name in ("run", "same", "other")}
+    assert lists["run"] == lists["same"] != lists["other"]
+    record = json.loads((tmp_path / "run" / "model" / "training.json").read_text())
+    assert record["arguments"]["shots"] == 2 and record["clips"] == 12
+
+
+def test_a_few_shot_list_can_be_trained_on(run, options, tmp_path, train_list):
+    table = train_list.with_name("parts.csv")
+    with open(train_list, newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(table, "w", newline="") as file:
+        csv.writer(file).writerows(
+            [("path", "label", "start", "end"), *((row["path"], row["label"], 0.25, 1.25) for row in rows)]
+        )
+    first = run("first", data=str(table), shots=4, validation_split="none")
+    chosen = tmp_path / "first" / "few_shot.csv"
+    assert "0.25,1.25" in chosen.read_text()
+    second = run("second", data=str(chosen), data_dir=str(train_list.parent), validation_split="none")
+    assert losses(second) == losses(first)
+
+
+def test_too_few_clips_for_the_shots(refusal, train_script, options, tmp_path):
+    message = refusal(train_script, options | {"shots": 5})
+    assert message == "--shots 5: class 'left' has only 4 training clips."
+
+
+# -------------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"ema": 0.9, "max_grad_norm": 0.5}, PIXELS | {"gradient_accumulation": 2, "batch_size": 2}],
+    ids=["cached, average", "pixels, accumulation"],
+)
+def test_a_stopped_run_goes_on_to_the_last_digit(run, tmp_path, changes):
+    whole = run("whole", **changes)
+    for steps in (1, 2, 5):  # within an epoch, and across its end
+        run("parts", **changes, max_steps=steps)
+    rows = run("parts", **changes)
+    for row, expected in zip(rows, whole, strict=True):
+        if row["step"] not in (1, 2, 5):  # the last step of a stopped run is validated
+            assert row == expected
+        assert row["loss"] == expected["loss"]
+    assert_equal(weights(tmp_path / "parts" / "model"), weights(tmp_path / "whole" / "model"))
+    assert run("parts", **changes) == rows, "a finished run started again stays as it is"
+
+
+def kill_at(process: subprocess.Popen, ready) -> None:
+    end = time.monotonic() + 200
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_kill_at_a_random_step(run, start, options, read_log, tmp_path):
+    """The same command again gives the log of a run that nobody killed."""
+    changes = PIXELS | {"epochs": 12, "num_workers": 1, "save_every": 2, "ema": 0.8, "validation_split": "none"}
+    killed = options | changes | {"output": str(tmp_path / "killed")}
+    log, at = tmp_path / "killed" / "log.jsonl", random.randint(3, 25)
+    kill_at(start("train", killed), lambda: log.is_file() and len(log.read_text().splitlines()) >= at)
+    steps = len(log.read_text().splitlines())
+    assert at <= steps < 36
+    with open(log, "a") as file:
+        file.write('{"step": 9, "lo')  # as a kill in the middle of a line leaves it
+    whole = run("whole", **changes)
+    assert run("killed", **changes) == whole
+    assert_equal(weights(tmp_path / "killed" / "model"), weights(tmp_path / "whole" / "model"))
+
+
+def test_kill_while_a_checkpoint_is_written(run, start, options, tmp_path):
+    changes = {"epochs": 16, "save_every": 1, "validation_split": "none", "keep": 1}
+    killed, checkpoints = options | changes | {"output": str(tmp_path / "killed")}, tmp_path / "killed" / "checkpoints"
+
+    def writing():
+        return len(list(checkpoints.glob("step-*"))) and list(checkpoints.glob(".step-*"))
+
+    kill_at(start("train", killed), writing)
+    last = max(checkpoints.glob("step-*"))
+    partial = checkpoints / f".step-{int(last.name[5:]) + 1:08d}.partial"
+    partial.mkdir(exist_ok=True)
+    (partial / "model.safetensors").write_bytes((last / "model.safetensors").read_bytes()[:1000])
+    assert run("killed", **changes) == run("whole", **changes)
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000048"]
+
+
+def test_changed_options_are_refused_and_harmless_ones_taken(
+    run, refusal, train_script, options, tmp_path, train_list
+):
+    run(max_steps=2)
+    before = (tmp_path / "run" / "log.jsonl").read_text()
+    message = refusal(train_script, options | {"lr": 0.5, "epochs": 3})
+    assert "was written with another epochs, lr: go on with the same, or choose another --output" in message
+    message = refusal(train_script, options | {"mixed_precision": "bf16"})
+    assert "another mixed_precision" in message
+    with open(train_list, "a") as file:
+        file.write("clip00.mp4,left\n")
+    try:
+        assert "another list of training clips" in refusal(train_script, options)
+    finally:
+        train_list.write_text("".join(train_list.read_text().splitlines(keepends=True)[:-1]))
+    assert (tmp_path / "run" / "log.jsonl").read_text() == before
+    assert len(run(save_every=1, keep=1, num_workers=1, tensorboard=True, max_bad_fraction=0.9)) == 6
+
+
+def test_a_checkpoint_that_is_a_program_is_not_run(run, refusal, train_script, options, tmp_path):
+    class Program:
+        def __reduce__(self):
+            return (Path(tmp_path / "it ran").touch, ())
+
+    run(max_steps=2)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
+    for file in ("optimizer.bin", "random_states_0.pkl"):
+        torch.save(Program(), checkpoint / file)
+    message = refusal(train_script, options)
+    assert str(checkpoint) in message and "damaged" in message
+    assert not (tmp_path / "it ran").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- two processes
+
+
+@pytest.fixture(scope="module")
+def on_two(run_on_two, clip_folder, train_list, validation_list, bad_list, tmp_path_factory):
+    """{case: (options of one process, folder of the run on two)}: half the batch on each of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    common = {"model": str(clip_folder), "data": str(train_list), "validation_data": str(validation_list)}
+    common |= {"num_frames": 4, "epochs": 2, "warmup_epochs": 0, "batch_size": 4, "num_workers": 0}
+    bad = {"data": str(bad_list), "max_bad_fraction": 0.5}
+    cases = {
+        "cached": common | {"max_grad_norm": 0.1},
+        "pixels": common | PIXELS | {"num_workers": 1, "activation_checkpointing": True},
+        "bad, cached": common | bad,
+        "bad, pixels": common | bad | PIXELS,
+        "per-rank": common | {"draws": "per-rank", "validation_split": "none", "max_steps": 2},
+        "average": common | {"ema": 0.9},
+    }
+    runs = [("train", case | {"output": str(folder / name), "batch_size": 2}) for name, case in cases.items()]
+    stopped = cases["average"] | {"output": str(folder / "stopped"), "batch_size": 2}
+    run_on_two([*runs, ("train", stopped | {"max_steps": 2}), ("train", stopped)])
+    return {name: (cases.get(name), folder / name) for name in [*cases, "stopped"]}
+
+
+@pytest.mark.parametrize("case", ["cached", "pixels", "bad, cached", "bad, pixels", "average"])
+def test_two_processes_give_the_losses_of_one(case, on_two, run, read_log, tmp_path):
+    changes, folder = on_two[case]
+    one, two = run("one", **changes), read_log(folder)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    for row, expected in zip(two, one, strict=True):
+        assert row["lr"] == expected["lr"] and row["skipped"] == expected["skipped"]
+        assert row.get("validation") == expected.get("validation")
+        assert row.get("bad_clips") == expected.get("bad_clips")
+        assert row.get("grad_norm") == pytest.approx(expected.get("grad_norm"), rel=1e-4)
+    for name, tensor in weights(folder / "model").items():
+        torch.testing.assert_close(tensor, weights(tmp_path / "one" / "model")[name], rtol=1e-3, atol=2e-4)
+
+
+def test_processes_that_draw_for_themselves_give_other_losses(on_two, read_log):
+    shared, own = (losses(read_log(on_two[case][1]))[:2] for case in ("cached", "per-rank"))
+    assert own != pytest.approx(shared, rel=1e-5)
+
+
+def test_two_processes_go_on_to_the_last_digit(on_two, read_log):
+    whole, stopped = read_log(on_two["average"][1]), read_log(on_two["stopped"][1])
+    assert losses(stopped) == losses(whole) and stopped[-1] == whole[-1]
+    assert_equal(weights(on_two["stopped"][1] / "model"), weights(on_two["average"][1] / "model"))
+
+
+def test_another_number_of_processes_is_refused(on_two, refusal, train_script):
+    options, folder = on_two["average"]
+    message = refusal(train_script, options | {"output": str(folder), "batch_size": 2})
+    assert "was written with another number of processes" in message
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def write_csv(path: Path, lines: str) -> str:
+    path.write_text(lines)
+    return str(path)
+
+
+BAD_INPUT = {
+    "an empty split": ({"data": "EMPTY"}, "lists no clip"),
+    "an unknown label": ({"validation_data": "UNKNOWN"}, "class 'jumping' too, which has no training clip"),
+    "two classes of one name": ({"data": "TWICE"}, "'Left' more than once"),
+    "a missing list": ({"data": "nowhere.csv"}, "List nowhere.csv does not exist"),
+    "a wrong data_dir": ({"data_dir": "nowhere"}, "nowhere is not a folder"),
+    "a data_dir without the clips": ({"data_dir": "FOLDER"}, "None of the 12 clips"),
+    "a class without a clip": ({"data": "CLASSES"}, "1 of 2 classes have no clip in split train"),
+    "an unknown benchmark": ({"data": "ucf102"}, "no known data set"),
+    "too many frames": (
+        {"num_frames": 78},
+        "num_frames must be between 1 and temporal_config.max_frames (77), got 78",
+    ),
+    "no checkpoint": ({"model": "no/where/at/all"}, "no/where/at/all"),
+    "a checkpoint of another width": ({"model": "WIDTH"}, "its weights do not fit its config.json"),
+    "more clips a batch than there are": ({"batch_size": 13}, "12 training clips are fewer than one batch of 13"),
+    "no validation split": ({"validation_data": None}, "name others with --validation_data"),
+    "fp16 without a GPU": ({"mixed_precision": "fp16"}, "fp16"),
+    "a warm-up beyond the end": ({"warmup_epochs": 2}, "--warmup_epochs must be in [0, --epochs), got 2.0 of 2"),
+    "no batch": ({"batch_size": 0}, "--batch_size must be at least 1, got 0"),
+    "a missing recipe": ({"config": "nowhere.yaml"}, "--config nowhere.yaml: no such file"),
+    "a recipe of other options": ({"config": "RECIPE"}, "has no option learning_rate"),
+    "a recipe that is none": ({"config": "PROSE"}, "must hold lines of `option: value`"),
+}
+
+
+@pytest.mark.parametrize("changes, sentence", BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_is_refused_in_a_sentence(
+    changes, sentence, refusal, train_script, options, tmp_path, make_clip, train_list, write_video
+):
+    made = {
+        "EMPTY": lambda: write_csv(tmp_path / "empty.csv", "path,label\n"),
+        "UNKNOWN": lambda: write_csv(
+            tmp_path / "unknown.csv", f"path,label\n{train_list.parent}/clip00.mp4,jumping\n"
+        ),
+        "TWICE": lambda: write_csv(tmp_path / "twice.csv", "path,label\na.mp4,left\nb.mp4,Left\n"),
+        "RECIPE": lambda: write_csv(tmp_path / "recipe.yaml", "lr: 5e-5\nlearning_rate: 1\n"),
+        "PROSE": lambda: write_csv(tmp_path / "prose.yaml", "use the settings of last week\n"),
+        "FOLDER": lambda: str(tmp_path),
+        "WIDTH": lambda: other_width(tmp_path, make_clip),
+        "CLASSES": lambda: class_folders(tmp_path, write_video),
+    }
+    changes = {name: made.get(value, lambda value=value: value)() for name, value in changes.items()}
+    given = {name: value for name, value in (options | changes).items() if value is not None}
+    assert sentence in refusal(train_script, given)
+    left = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    assert left == []
+
+
+def other_width(folder: Path, make_clip) -> str:
+    """A checkpoint whose config.json speaks of another width than its weights have."""
+    wide, narrow = make_clip(folder / "wide", width=24), make_clip(folder / "narrow")
+    (wide / "config.json").write_text((narrow / "config.json").read_text())
+    return str(wide)
+
+
+def class_folders(folder: Path, write_video) -> str:
+    for name in ("left", "right"):
+        (folder / "videos" / name).mkdir(parents=True)
+    write_video(folder / "videos" / "left" / "a.mp4", 4)
+    return str(folder / "videos")
+
+
+def test_a_run_on_another_checkpoint_than_it_began_with(run, refusal, train_script, options, make_clip, tmp_path):
+    model = make_clip(tmp_path / "clip")
+    run(model=str(model), max_steps=2)
+    make_clip(tmp_path / "clip", width=24)
+    message = refusal(train_script, options | {"model": str(model)})
+    assert "step-00000002" in message and "does not fit" in message
+
+
+@pytest.mark.parametrize("validation_split", ["validation", "none"], ids=["best model", "checkpoint"])
+@pytest.mark.parametrize("size", [20_000, 330_000], ids=["weights", "moments"])
+def test_a_full_disk(run, refusal, train_script, options, full_disk, tmp_path, size, validation_split):
+    """The run stops with a sentence, leaves nothing half-written, and goes on when there is room again."""
+    changes = {"validation_split": validation_split, "save_every": 1}
+    with full_disk(size):
+        message = refusal(train_script, options | changes)
+    assert "File too large" in message or "can't be written" in message, message
+    assert not (tmp_path / "run" / "model").exists()
+    assert [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")] == []
+    assert run(**changes) == run("whole", **changes)
