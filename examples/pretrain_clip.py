@@ -2,11 +2,11 @@
 
     python examples/pretrain_clip.py --output_dir examples/moving_shapes_clip
 
-Stills of the 36 objects in the 12 motions, some sharp, some with a trail of older copies, are rendered as they are
-needed; captions name colour, shape, motion and more. Nothing is downloaded. 700 steps of 432 stills gave, on 2160 new
-stills: 94.1% right objects of 36 (sharp), 80.1% right motions of 12 and 76.6% right classes of 432 (with a trail), mean
-cosine of two classes 0.858. It took 17 minutes on one core shared with other work, 0.66 s of processor time a step, and
-so about 8 minutes on a core of its own (Xeon, one thread).
+Stills of the 36 objects in the 12 motions, some sharp, some blurred or with a trail of older copies, are rendered as
+they are needed; captions name colour, shape, motion and more. Nothing is downloaded. 700 steps of 432 stills gave, on
+2160 new stills: 94.1% right objects of 36 (sharp), 80.1% right motions of 12 and 76.6% right classes of 432 (with a
+trail), mean cosine of two classes 0.858. A step takes 0.66 s of processor time (Xeon, one thread): 8 minutes in all,
+or 17 as measured beside other work.
 """
 
 import argparse
