@@ -304,7 +304,7 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
         "parts": results,
         **facts,
         "num_processes": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
+        "mixed_precision": accelerator.mixed_precision if accelerator.native_amp else "no",
         "versions": {
             "mote": modeling_mote.__version__,
             "torch": torch.__version__,

@@ -570,6 +570,8 @@ def train(arguments: Arguments) -> None:
         log_with="tensorboard" if arguments.tensorboard else None,
         project_dir=str(output) if arguments.tensorboard else None,
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # which accelerate would ignore
+        raise ValueError("--mixed_precision fp16 needs a GPU: pass bf16 or no.")
     main_process, world, device = accelerator.is_main_process, accelerator.num_processes, accelerator.device
     if not main_process:
         transformers.logging.set_verbosity_error()

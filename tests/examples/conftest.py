@@ -20,11 +20,13 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
+from processing.label_sets import load_label_set
+
 # Where there is an accelerator, two processes would need two of them.
 CPU = {"OMP_NUM_THREADS": "1"} | ({"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {})
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CLASSES = ("left", "right", "still")
-TEXT = "a photo video example demonstration of person using doing during performing practicing . left right still"
+TEXT = "a photo video example demonstration of person using doing during performing practicing . left right still "
 
 
 def _script(name: str) -> ModuleType:
@@ -172,7 +174,8 @@ def validation_list(write_list) -> Path:
 
 def tiny_clip(folder: Path, width: int = 16, seed: int = 0) -> Path:
     """Writes a CLIP of a few thousand weights with a word tokenizer."""
-    vocabulary = {word: index for index, word in enumerate(["<unk>", *TEXT.split(), "<start>", "<end>"])}
+    words = (TEXT + " ".join(load_label_set("ucf101").classes)).lower().split()
+    vocabulary = {word: index for index, word in enumerate(["<unk>", *dict.fromkeys(words), "<start>", "<end>"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

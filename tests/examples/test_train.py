@@ -203,9 +203,9 @@ def test_ema_saves_the_average_of_the_weights(run, tmp_path):
 
 
 def test_activation_checkpointing_runs_layers_again_and_changes_nothing(run, count_calls):
-    with count_calls("MoTETemporalLayer") as plain_calls:
+    with count_calls("MoTEExperts") as plain_calls:
         plain = run("plain", **PIXELS)
-    with count_calls("MoTETemporalLayer") as calls:
+    with count_calls("MoTEExperts") as calls:
         checkpointing = run("checkpointing", **PIXELS, activation_checkpointing=True)
     assert losses(checkpointing) == losses(plain)
     assert calls[0] == plain_calls[0] + 6 * 2 * 4  # steps, passes, layers
@@ -229,9 +229,8 @@ def test_tensorboard_has_the_curves(run, tmp_path):
     assert [event.step for event in events.Scalars("validation/top1")] == [3, 6]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_frames_and_augmentation_do_not_depend_on_the_workers(run, workers):
-    assert losses(run("workers", **PIXELS, num_workers=workers)) == losses(run("none", **PIXELS))
+def test_frames_and_augmentation_do_not_depend_on_the_workers(run):
+    assert losses(run("workers", **PIXELS, num_workers=2)) == losses(run("none", **PIXELS))
 
 
 def test_seed_and_epoch_change_what_is_seen(run):
@@ -522,7 +521,7 @@ def test_two_processes_give_the_losses_of_one(case, on_two, run, read_log, tmp_p
         assert row["lr"] == expected["lr"] and row["skipped"] == expected["skipped"]
         assert row.get("validation") == expected.get("validation")
         assert row.get("bad_clips") == expected.get("bad_clips")
-        assert row.get("grad_norm") == pytest.approx(expected.get("grad_norm"), rel=1e-4)
+        assert row.get("grad_norm", 0) == pytest.approx(expected.get("grad_norm", 0), rel=1e-4)
     for name, tensor in weights(folder / "model").items():
         torch.testing.assert_close(tensor, weights(tmp_path / "one" / "model")[name], rtol=1e-3, atol=2e-4)
 
@@ -553,7 +552,8 @@ def write_csv(path: Path, lines: str) -> str:
 
 
 BAD_INPUT = {
-    "an empty split": ({"data": "EMPTY"}, "lists no clip"),
+    "an empty split": ({"data": "EMPTY"}, "empty has no class"),
+    "an empty split of a folder": ({"data": "SPLITS", "validation_data": None}, "Split validation of"),
     "an unknown label": ({"validation_data": "UNKNOWN"}, "class 'jumping' too, which has no training clip"),
     "two classes of one name": ({"data": "TWICE"}, "'Left' more than once"),
     "a missing list": ({"data": "nowhere.csv"}, "List nowhere.csv does not exist"),
@@ -593,6 +593,7 @@ def test_bad_input_is_refused_in_a_sentence(
         "FOLDER": lambda: str(tmp_path),
         "WIDTH": lambda: other_width(tmp_path, make_clip),
         "CLASSES": lambda: class_folders(tmp_path, write_video),
+        "SPLITS": lambda: split_folders(tmp_path, write_video),
     }
     changes = {name: made.get(value, lambda value=value: value)() for name, value in changes.items()}
     given = {name: value for name, value in (options | changes).items() if value is not None}
@@ -615,6 +616,13 @@ def class_folders(folder: Path, write_video) -> str:
     return str(folder / "videos")
 
 
+def split_folders(folder: Path, write_video) -> str:
+    for split in ("train", "validation"):
+        (folder / "splits" / split / "left").mkdir(parents=True)
+    write_video(folder / "splits" / "train" / "left" / "a.mp4", 4)
+    return str(folder / "splits")
+
+
 def test_a_run_on_another_checkpoint_than_it_began_with(run, refusal, train_script, options, make_clip, tmp_path):
     model = make_clip(tmp_path / "clip")
     run(model=str(model), max_steps=2)
@@ -623,8 +631,11 @@ def test_a_run_on_another_checkpoint_than_it_began_with(run, refusal, train_scri
     assert "step-00000002" in message and "does not fit" in message
 
 
-@pytest.mark.parametrize("validation_split", ["validation", "none"], ids=["best model", "checkpoint"])
-@pytest.mark.parametrize("size", [20_000, 330_000], ids=["weights", "moments"])
+@pytest.mark.parametrize(
+    "size, validation_split",
+    [(20_000, "validation"), (20_000, "none"), (330_000, "none")],
+    ids=["best model", "weights of a checkpoint", "moments of a checkpoint"],
+)
 def test_a_full_disk(run, refusal, train_script, options, full_disk, tmp_path, size, validation_split):
     """The run stops with a sentence, leaves nothing half-written, and goes on when there is room again."""
     changes = {"validation_split": validation_split, "save_every": 1}
@@ -634,3 +645,10 @@ def test_a_full_disk(run, refusal, train_script, options, full_disk, tmp_path, s
     assert not (tmp_path / "run" / "model").exists()
     assert [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")] == []
     assert run(**changes) == run("whole", **changes)
+
+
+def test_errors_go_to_stderr_with_exit_code_1(start, options):
+    process = start("train", options | {"data": "nowhere.csv"})
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1 and out == ""
+    assert err.splitlines()[-1].startswith("error: List nowhere.csv does not exist") and "Traceback" not in err

@@ -1,0 +1,164 @@
+"""Features on disk: found again, and only under everything that they depend on."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from modeling_mote.feature_cache import (
+    class_features,
+    fingerprint,
+    frame_features_key,
+    load_with_metadata,
+    write_whole,
+)
+from processing import MoTEVideoProcessor, encode_classes
+
+WORDS = ["<unk>", "a", "photo", "of", "running", "swimming", "archery", "."]
+
+
+def make_tokenizer(*more: str) -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate([*WORDS, *more])} | {"<start>": 97, "<end>": 98}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 97), ("<end>", 98)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<start>",
+        eos_token="<end>",
+        pad_token="<end>",
+        unk_token="<unk>",
+        model_max_length=16,
+    )
+
+
+NAMES, PROMPTS = ["running", "swimming"], ["a photo of {}.", "a {}."]
+
+
+@pytest.fixture
+def encoded():
+    """Forward passes of the text tower so far."""
+    calls = [0]
+
+    def note(module, inputs):
+        calls[0] += type(module).__name__ == "CLIPTextModel"
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    yield calls
+    handle.remove()
+
+
+def test_a_second_run_encodes_no_text(make_model, tmp_path, encoded):
+    model, tokenizer = make_model(), make_tokenizer()
+    first = class_features(model, tokenizer, NAMES, PROMPTS, tmp_path)
+    assert encoded[0] == 1 and first.shape == (2, 64)
+    torch.testing.assert_close(first, encode_classes(model, tokenizer, NAMES, PROMPTS), rtol=0, atol=0)
+    calls = encoded[0]
+    assert torch.equal(class_features(make_model(), make_tokenizer(), NAMES, PROMPTS, tmp_path), first)
+    assert encoded[0] == calls and len(list(tmp_path.rglob("*"))) == 2  # the folder and one file
+
+
+@pytest.mark.parametrize(
+    "change", ["names", "order", "prompts", "tokenizer", "length", "weights", "projection", "end"]
+)
+def test_any_change_of_what_they_depend_on_misses(change, make_model, tmp_path, encoded):
+    model, tokenizer = make_model(), make_tokenizer()
+    class_features(model, tokenizer, NAMES, PROMPTS, tmp_path)
+    names, prompts = NAMES, PROMPTS
+    if change == "names":
+        names = ["running", "archery"]
+    elif change == "order":
+        names = NAMES[::-1]
+    elif change == "prompts":
+        prompts = PROMPTS[:1]
+    elif change == "tokenizer":
+        tokenizer = make_tokenizer("video")
+    elif change == "length":
+        tokenizer.model_max_length = 15
+    elif change == "weights":
+        with torch.no_grad():
+            next(iter(model.text_model.parameters())).view(-1)[0] += 1e-3
+    elif change == "projection":
+        with torch.no_grad():
+            model.text_projection.weight[0, 0] += 1e-3
+    else:
+        model.config.text_config.layer_norm_eps = 1e-4
+    class_features(model, tokenizer, names, prompts, tmp_path)
+    assert encoded[0] == 2
+
+
+def test_what_they_do_not_depend_on_is_found(make_model, tmp_path, encoded):
+    class_features(make_model(), make_tokenizer(), NAMES, PROMPTS, tmp_path)
+    model = make_model(num_frames=3)
+    with torch.no_grad():
+        model.vision_model.embeddings.class_embedding += 1
+        model.temporal_model.position_embedding.weight += 1
+    class_features(model, make_tokenizer(), NAMES, PROMPTS, tmp_path)
+    assert encoded[0] == 1
+
+
+def test_frame_keys(make_model):
+    processor, clips, sampling = MoTEVideoProcessor(num_frames=4), ["a", "b"], {"mode": "val"}
+
+    def key(model=None, processor=processor, clips=clips, sampling=sampling):
+        return frame_features_key(model or make_model(), processor, clips, sampling)
+
+    weights = make_model()
+    with torch.no_grad():
+        weights.visual_projection.weight[0, 0] += 1e-3
+    text = make_model()
+    with torch.no_grad():
+        text.text_projection.weight[0, 0] += 1e-3
+    keys = [
+        key(),
+        key(weights),
+        key(processor=MoTEVideoProcessor(num_frames=5)),
+        key(processor=MoTEVideoProcessor(num_frames=4, size={"shortest_edge": 100})),
+        key(processor=MoTEVideoProcessor(num_frames=4, image_mean=[0.5, 0.5, 0.5])),
+        key(clips=["b", "a"]),
+        key(sampling={"mode": "train"}),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key(text) == key()
+
+
+def test_fingerprints_tell_values_shapes_and_types_apart():
+    tensor = torch.arange(4.0)
+    parts = [
+        tensor,
+        tensor.view(2, 2),
+        tensor.to(torch.bfloat16),
+        tensor + 1,
+        [0.0, 1.0, 2.0, 3.0],
+        "0123",
+        torch.nn.Linear(2, 2),
+    ]
+    assert len({fingerprint(part) for part in parts}) == len(parts)
+    assert fingerprint(tensor, 1) == fingerprint(tensor.clone(), 1) != fingerprint(1, tensor)
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    path = tmp_path / "folder" / "features.safetensors"
+    write_whole({"x": torch.ones(2)}, path, {"names": "[]"})
+    with pytest.raises(ValueError):
+        write_whole({"x": torch.ones(2).to_sparse()}, path)
+    tensors, metadata = load_with_metadata(path)
+    assert tensors["x"].tolist() == [1, 1] and metadata == {"names": "[]"}
+    assert os.listdir(path.parent) == ["features.safetensors"]
+
+
+def test_damaged_files_are_named_and_never_unpickled(tmp_path):
+    path = tmp_path / "features.safetensors"
+    path.write_bytes(pickle.dumps({"x": 1}))
+    with pytest.raises(ValueError, match=r"features.safetensors is damaged .*: remove it\."):
+        load_with_metadata(path)
+    save_file({"x": torch.ones(100)}, path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="is damaged"):
+        load_with_metadata(path)
