@@ -164,12 +164,11 @@ class MoTEExperts(nn.Module):
 
     def merge(self, mixture: torch.Tensor) -> list[torch.Tensor]:
         """One feed-forward's weights: the experts' sum weighted by `mixture` [E], in float32 (Eq. 6 and 7)."""
-        with maybe_autocast(self.up_proj.device.type, enabled=False):
-            merged = []
-            for weight in self.weights():
-                shares = mixture.float().view(-1, *[1] * (weight.dim() - 1))
-                merged.append((shares * weight.float()).sum(0).to(weight.dtype))
-            return merged
+        merged = []
+        for weight in self.weights():
+            shares = mixture.float().view(-1, *[1] * (weight.dim() - 1))
+            merged.append((shares * weight.float()).sum(0).to(weight.dtype))
+        return merged
 
     def uniform_weights(self) -> list[torch.Tensor]:
         """The uniform merge of inference (Eq. 6): computed once, and again only after a weight changed."""
