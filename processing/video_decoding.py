@@ -170,7 +170,7 @@ class _Source:
         """The container and its best video stream, closed on leaving, whatever happens.
 
         Raises:
-            VideoDecodeError: If it is no container or has no video stream.
+            VideoDecodeError: If it is no container, has no video stream or one of an unknown codec.
         """
         file = self.rewound()
         if isinstance(file, str):
@@ -185,7 +185,10 @@ class _Source:
                 others = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
                 raise VideoDecodeError(f"{self.name} has no video stream (it holds {others}).")
             best = container.streams.best("video")
-            yield container, best if best in streams else streams[0]
+            stream = best if best in streams else streams[0]
+            if stream.codec_context is None:
+                raise VideoDecodeError(f"{self.name}: no frame can be decoded (FFmpeg has no decoder for its codec).")
+            yield container, stream
 
 
 def _open_container(file: Any) -> av.container.InputContainer:
