@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoProcessor, pipeline
+from transformers import AutoProcessor, CLIPModel, pipeline
 
 from modeling_mote import MoTEModel
 from processing import encode_classes
@@ -32,7 +32,7 @@ SPLITS = {
 
 @torch.no_grad()
 def score(
-    model: MoTEModel, clip: MoTEModel, clips: VideoClips, class_embeds: torch.Tensor, title: str
+    model: MoTEModel, clip: CLIPModel, clips: VideoClips, class_embeds: torch.Tensor, title: str
 ) -> dict[str, float | int]:
     """Top-1 of three ways to score the same clips against the same class features [c, d], and N."""
     right = dict.fromkeys(("clip_mean_pooling", "mote_unmodulated", "mote"), 0)
@@ -41,8 +41,10 @@ def score(
         if batch["pixel_values_videos"] is None:
             continue
         labels = batch["labels"]
-        pooled = clip.get_frame_features(batch["pixel_values_videos"]).pooler_output.mean(1)
-        frames = model.get_frame_features(batch["pixel_values_videos"]).pooler_output
+        pixels = batch["pixel_values_videos"]  # [b, t, 3, h, w]
+        images = clip.get_image_features(pixels.flatten(0, 1)).pooler_output
+        pooled = images.unflatten(0, pixels.shape[:2]).mean(1)
+        frames = model.get_frame_features(pixels).pooler_output
         unmodulated = model.get_video_features(frame_embeds=frames).pooler_output
         predicted = {
             "clip_mean_pooling": F.normalize(pooled, dim=-1) @ class_embeds.T,
@@ -66,7 +68,7 @@ def main() -> None:
         sys.exit(f"error: --model {folder} holds no training.json: run `accelerate launch examples/train.py` first.")
     training = json.loads((folder / "training.json").read_text())["arguments"]
     model, processor = MoTEModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-    clip = MoTEModel.from_pretrained(training["model"]).eval()
+    clip = CLIPModel.from_pretrained(training["model"]).eval()
     builder = MovingShapes()
     builder.download_and_prepare()
 
