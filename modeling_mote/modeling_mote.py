@@ -831,6 +831,7 @@ class MoTEForVideoClassification(MoTEModel):
                     frame_embeds=video.frame_embeds,
                     mixture=merge_mixture,
                     interpolate_frame_positions=interpolate_frame_positions,
+                    return_dict=True,
                 )
                 _, merged_cosines = self._cosines(merged.pooler_output, classes)
                 merging = F.cross_entropy(scale * merged_cosines, labels, label_smoothing=smoothing)

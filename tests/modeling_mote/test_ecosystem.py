@@ -162,6 +162,15 @@ def test_tuples_hold_the_outputs_in_order(make_model, videos, candidates):
     assert loss.shape == () and logits.shape == (2, 20)
 
 
+def test_tuples_by_configuration(make_model, videos):
+    input_ids = torch.full((2, 16), 98)
+    for cls, inputs in ((MoTEModel, {"input_ids": input_ids}), (MoTEForVideoClassification, {"labels": LABELS})):
+        model = make_model(cls).train()
+        for config in (model.config, *(getattr(model.config, name) for name in model.config.sub_configs_defaults)):
+            config.return_dict = False
+        assert isinstance(model(pixel_values_videos=videos, **inputs), tuple)
+
+
 @torch.no_grad()
 def test_hidden_states_and_attentions(make_model, videos, candidates):
     for model in (make_model(MoTEModel), make_model()):

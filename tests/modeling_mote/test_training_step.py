@@ -77,6 +77,14 @@ def test_logits_are_the_routed_pass(learner, videos, draws):
     assert not torch.allclose(output.logits, learner(videos, mixture=draws["merge_mixture"]).logits, atol=1e-3)
 
 
+def test_both_passes_interpolate_positions(learner, videos, draws):
+    frames = videos[:, :5]
+    output = learner(frames, labels=LABELS, interpolate_frame_positions=True, **draws)
+    with torch.no_grad():
+        learner.temporal_model.position_embedding.weight[:5] = learner.temporal_model.positions(5, trained_frames=8)
+    torch.testing.assert_close(output.loss, learner(frames, labels=LABELS, **draws).loss)
+
+
 def test_frames_are_encoded_once(learner, videos, draws):
     calls = []
     learner.vision_model.register_forward_hook(lambda *_: calls.append("frames"))
