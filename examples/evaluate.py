@@ -112,8 +112,14 @@ def load_model(arguments: Arguments, protocol: Protocol, training: dict[str, Any
         model = MoTEModel.from_pretrained(arguments.checkpoint)
     except RuntimeError as error:
         raise ValueError(f"--checkpoint {arguments.checkpoint}: its weights do not fit its config.json.") from error
-    facts: dict[str, Any] = {"checkpoint": arguments.checkpoint, "checkpoint_sha256": fingerprint(model)}
-    facts["revision"] = getattr(model.config, "_commit_hash", None)
+    revision = None
+    if not Path(arguments.checkpoint).is_dir():  # the Hub's cache keeps a folder a commit
+        revision = Path(str(cached_file(arguments.checkpoint, "config.json"))).parent.name
+    facts: dict[str, Any] = {
+        "checkpoint": arguments.checkpoint,
+        "revision": revision,
+        "checkpoint_sha256": fingerprint(model),
+    }
     alpha = protocol.alpha if arguments.alpha is None else arguments.alpha
     conversion = record_of(arguments.checkpoint, "conversion.json")
     blended, clip = conversion.get("alpha", 1.0), None
@@ -407,6 +413,7 @@ def write_card(path: Path, result: dict[str, Any], protocol: Protocol) -> None:
             task_type="video-classification",
             dataset_type=protocol.builder or "custom",
             dataset_name=name,
+            dataset_config=name,  # by which the Hub tells one result from another
             metric_type="accuracy",
             metric_name=f"{metric}, {result['views']} views, {result['num_scored']} of {result['num_listed']} scored",
             metric_value=round(100 * result[metric]["mean"], 2),
@@ -421,7 +428,7 @@ def main() -> None:
         parser = HfArgumentParser(Arguments, description=__doc__.splitlines()[0])  # type: ignore[arg-type]
         evaluate(parser.parse_args_into_dataclasses()[0])
     except (ValueError, OSError, SafetensorError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class Arguments:
     prompts: str = option("mote_28", "prompt set of the class features")
     num_frames: int = option(8, "frames a clip")
 
-    epochs: int = option(30, "epochs of the schedule")
+    epochs: int = option(20, "epochs of the schedule")
     warmup_epochs: float = option(1.0, "epochs of linear warm-up")
     batch_size: int = option(64, "clips a process and forward")
     gradient_accumulation: int = option(1, "forwards an optimizer step, each with its own draws")
@@ -752,7 +752,7 @@ def main() -> None:
     try:
         train(parse_arguments())
     except (ValueError, OSError, SafetensorError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -50,18 +50,19 @@ def evaluate_script() -> ModuleType:
     return _script("evaluate")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
     """Sums repeat to the last digit, here and in the processes that are started."""
-    for name, value in CPU.items():
-        monkeypatch.setenv(name, value)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CPU.items():
+            patch.setenv(name, value)
+        yield
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fresh_accelerate() -> Callable[[], None]:
     """Makes accelerate forget its settings, which it keeps for the whole process."""
 
@@ -231,7 +232,7 @@ def start() -> Callable[..., subprocess.Popen]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | CPU | env,
+            env=os.environ | env,
         )
 
     return run
@@ -241,6 +242,35 @@ def free_port() -> int:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         return bound.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., subprocess.Popen]:
+    """`launch(script, options, limit=None)`: the script on two processes, as users run it.
+
+    With a limit, no file may grow beyond so many bytes, as on a full disk.
+    """
+
+    def run(
+        script: str, options: dict[str, object], limit: int | None = None, start_new_session: bool = False
+    ) -> subprocess.Popen:
+        def prepare() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+                str(EXAMPLES / f"{script}.py"),
+                *(f"--{name}={value}" for name, value in options.items()),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=start_new_session,
+            preexec_fn=None if limit is None else prepare,
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -256,7 +286,6 @@ def run_on_two(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
             capture_output=True,
             text=True,
             timeout=500,
-            env=os.environ | CPU,
         )
         assert finished.returncode == code, finished.stderr
         return finished.stderr

@@ -1,0 +1,479 @@
+"""The evaluation script: exact numbers on any number of processes, nothing half-set, nothing passed over."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoProcessor, CLIPModel
+
+from modeling_mote import MoTEModel
+from modeling_mote.blending import blend_with_clip
+from modeling_mote.convert_mote_original import convert
+from processing import encode_classes
+from processing.label_sets import load_label_set
+from processing.protocols import half_classes_accuracy, half_classes_score, score_views
+
+from .mini_hub import MiniHub
+
+# The test lists that the clips of a UCF101 in miniature are in: 7, 5 and 3 videos; one is broken, one is missing.
+UCF = {"Archery": (1, 2, 3), "Biking": (1, 1, 2), "Bowling": (1, 2, 1), "Diving": (2, 3, 1), "Fencing": (1, 3, 2)}
+BROKEN, MISSING = "v_Bowling_g01_c01", "v_Diving_g01_c01"
+
+
+@pytest.fixture(scope="session")
+def ucf(tmp_path_factory, write_video):
+    """UCF101's official lists and folders, with 15 videos of five classes."""
+    root = tmp_path_factory.mktemp("ucf101")
+    lists = root / "ucfTrainTestlist"
+    lists.mkdir()
+    names = [name.replace(" ", "") for name in load_label_set("ucf101").classes]
+    (lists / "classInd.txt").write_text("".join(f"{index} {name}\n" for index, name in enumerate(names, start=1)))
+    tests: dict[int, list[str]] = {1: [], 2: [], 3: []}
+    draw = np.random.default_rng(0)
+    for name, folds in UCF.items():
+        raw = name.replace(" ", "")
+        (root / "UCF-101" / raw).mkdir(parents=True)
+        for clip, fold in enumerate(folds, start=1):
+            stem = f"v_{raw}_g{clip:02d}_c01"
+            tests[fold].append(f"{raw}/{stem}.avi\n")
+            file = root / "UCF-101" / raw / f"{stem}.mp4"
+            if stem == BROKEN:
+                file.write_bytes(b"no video")
+            elif stem != MISSING:
+                frames = draw.integers(0, 255, (1, 8, 8, 3), dtype=np.uint8).repeat(5, 1).repeat(6, 2)
+                shifts = draw.integers(-3, 4)
+                write_video(file, frames=[np.roll(frames[0], index * shifts, axis=1) for index in range(11)])
+    for fold, lines in tests.items():
+        (lists / f"testlist0{fold}.txt").write_text("".join(lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, train_script, clip_folder, train_list, fresh_accelerate):
+    """A MoTE trained on the three classes, its image tower too."""
+    output = tmp_path_factory.mktemp("trained")
+    options = {"model": str(clip_folder), "output": str(output), "data": str(train_list), "validation_split": "none"}
+    options |= {"epochs": 3, "warmup_epochs": 0, "batch_size": 4, "lr": 1e-2, "clip_lr": 1e-2, "num_workers": 0}
+    fresh_accelerate()
+    train_script.train(train_script.Arguments(**options))
+    return output / "model"
+
+
+@pytest.fixture(scope="module")
+def options(ucf, checkpoint, tmp_path_factory):
+    return {
+        "protocol": "ucf101-zero-shot",
+        "checkpoint": str(checkpoint),
+        "data_dir": str(ucf),
+        "cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "num_workers": 0,
+        "allow_empty_classes": True,
+    }
+
+
+@pytest.fixture(scope="module")
+def run(evaluate_script, options, fresh_accelerate, tmp_path_factory):
+    """`run(**changes)`: the result, and the scores [n, c] of each list, NaN for videos that could not be read."""
+
+    def evaluate(**changes):
+        kept = []
+        write_results = evaluate_script.write_results
+
+        def keep(output, result, tables, bad):
+            kept.extend(scores for _, scores, _ in tables)
+            write_results(output, result, tables, bad)
+
+        given = options | {"output": str(tmp_path_factory.mktemp("result"))} | changes
+        fresh_accelerate()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluate_script, "write_results", keep)
+            script_arguments = {name: value for name, value in given.items() if value is not None}
+            return evaluate_script.evaluate(evaluate_script.Arguments(**script_arguments)), kept
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def plain(run, tmp_path_factory):
+    """Result, scores and folder of the protocol as it is."""
+    folder = tmp_path_factory.mktemp("plain") / "result"
+    return *run(output=str(folder)), folder
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --------------------------------------------------------------------------------------------------------- one process
+
+
+def test_the_scores_are_the_protocols(plain, checkpoint, clip_folder, ucf):
+    """Recomputed here from the design: blended weights, 28 prompts, three clips, modulation, double softmax."""
+    result, (first, *_), _ = plain
+    model, clip = MoTEModel.from_pretrained(checkpoint).eval(), CLIPModel.from_pretrained(clip_folder)
+    moved = 0
+    with torch.no_grad():
+        pretrained = clip.state_dict()
+        for name, tensor in model.state_dict().items():
+            if name.startswith(("vision_model", "visual_projection", "logit_scale")):
+                moved += not torch.equal(tensor, pretrained[name])
+                tensor.copy_(0.99 * tensor + 0.01 * pretrained[name])
+        processor = AutoProcessor.from_pretrained(checkpoint)
+        classes = encode_classes(model, processor, list(load_label_set("ucf101").classes))
+        file = ucf / "UCF-101" / "Archery" / "v_Archery_g01_c01.mp4"
+        pixels = processor(videos=str(file), sampling="uniform", num_clips=3, return_tensors="pt").pixel_values_videos
+        views = model.get_video_features(pixels, class_embeds=classes).pooler_output
+        expected = score_views(F.normalize(views, dim=-1) @ classes.T)[0].numpy()
+    assert moved > 10
+    spread = expected.max() - expected.min()
+    assert np.abs(first[0] - expected).max() < 1e-4 * spread
+    assert result["alpha"] == 0.99 and result["clip"] == str(clip_folder)
+
+
+def test_the_result_and_its_files(plain, evaluate_script, checkpoint):
+    result, _, out = plain
+    assert json.loads((out / "result.json").read_text()) == result
+    assert (result["num_scored"], result["num_listed"]) == (13, 15)
+    assert [(part["config"], part["num_scored"], part["num_listed"]) for part in result["parts"]] == [
+        ("split1", 6, 7),
+        ("split2", 4, 5),
+        ("split3", 3, 3),
+    ]
+    accuracies = [part["top1"] for part in result["parts"]]
+    assert result["top1"] == {"mean": pytest.approx(np.mean(accuracies)), "std": pytest.approx(np.std(accuracies))}
+    assert result["deviations"] == {"allow_empty_classes": True}
+    assert (result["views"], result["prompts"], result["score_rule"]) == ("3x1", "mote_28", "views")
+    assert result["decoders"] == {"pyav": 13} and result["modulation"] and result["num_processes"] == 1
+    ucf101 = load_label_set("ucf101")
+    for part in result["parts"]:
+        assert (part["label_set"], part["label_set_sha256"], part["names_sha256"]) == ("ucf101", *[ucf101.sha256] * 2)
+    assert len({part["list_sha256"] for part in result["parts"]}) == 3
+    bad = read_csv(out / "bad_videos.csv")
+    assert [(row["part"], Path(row["video"]).stem) for row in bad] == [("split1", BROKEN), ("split2", MISSING)]
+    assert all(row["reason"] for row in bad)
+    table = evaluate_script.table_row(result)
+    top1, scored = 100 * result["top1"]["mean"], 100 * np.mean([part["top1_scored"] for part in result["parts"]])
+    assert f"| ucf101-zero-shot, allow_empty_classes=True | 13 of 15 | 3x1 | 8 | {top1:.1f} ±" in table
+    assert f"| {scored:.1f} | {checkpoint} |" in table
+    with Image.open(out / "confusion.png") as picture:
+        picture.load()
+        assert picture.format == "PNG" and min(picture.size) > 100
+    assert sorted(path.name for path in out.iterdir()) == [
+        "bad_videos.csv",
+        "confusion.png",
+        "per_class.csv",
+        "result.json",
+    ]
+
+
+def test_bad_videos_are_wrong_and_the_accuracy_over_the_others_beside(plain):
+    result, scores, folder = plain
+    names = load_label_set("ucf101").classes
+    per_class = {(row["part"], row["class"]): row for row in read_csv(folder / "per_class.csv")}
+    assert len(per_class) == 3 * 101
+    for fold, (part, table) in enumerate(zip(result["parts"], scores, strict=True), start=1):
+        labels = [names.index(name) for name, folds in UCF.items() for each in folds if each == fold]
+        right = [not np.isnan(row).any() and row.argmax() == label for row, label in zip(table, labels, strict=True)]
+        assert part["top1"] == pytest.approx(sum(right) / len(labels))
+        assert part["top1_scored"] == pytest.approx(sum(right) / part["num_scored"])
+        for name, folds in UCF.items():
+            row = per_class[part["config"], name]
+            assert int(row["listed"]) == folds.count(fold)
+            if folds.count(fold):
+                hits = sum(hit for hit, label in zip(right, labels, strict=True) if names[label] == name)
+                assert int(row["right"]) == hits and float(row["accuracy"]) == pytest.approx(hits / folds.count(fold))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"alpha": 0.5}, {"no_modulation": True}, {"merge_temperature": "0.6"}, {"labels": "REPHRASED"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_a_flag_changes_is_in_the_result(run, plain, changes, tmp_path):
+    unchanged, (first, *_), _ = plain
+    if "labels" in changes:
+        changes = {"labels": str(tmp_path / "rephrased.txt")}
+        names = list(load_label_set("ucf101").classes)
+        names[names.index("Archery")] = "person using a bow"
+        (tmp_path / "rephrased.txt").write_text("\n".join(names))
+    result, (other, *_) = run(**changes)
+    name = {"no_modulation": "modulation"}.get(next(iter(changes)), next(iter(changes)))
+    value = False if name == "modulation" else changes[name]
+    assert result["deviations"] == {name: value, "allow_empty_classes": True}
+    assert np.nanmax(np.abs(other - first)) > 1e-7
+    for part, before in zip(result["parts"], unchanged["parts"], strict=True):
+        assert part["label_set_sha256"] == before["label_set_sha256"]
+        assert (part["names_sha256"] != before["names_sha256"]) == (name == "labels")
+    assert result["checkpoint_sha256"] == unchanged["checkpoint_sha256"]
+
+
+def test_alpha_1_needs_no_clip_and_leaves_the_weights(run, checkpoint, tmp_path):
+    alone = tmp_path / "alone"
+    shutil.copytree(checkpoint, alone)
+    (alone / "training.json").unlink()
+    result, _ = run(checkpoint=str(alone), alpha=1.0)
+    assert result["alpha"] == 1.0 and result["clip"] is None and result["deviations"]["alpha"] == 1.0
+
+
+def test_the_temperature_inf_is_the_uniform_merge(run, plain):
+    _, (first, *_), _ = plain
+    _, (other, *_) = run(merge_temperature="inf")
+    np.testing.assert_allclose(other, first, rtol=1e-6)
+
+
+def test_a_second_run_encodes_no_text(run, count_calls, tmp_path):
+    given = {"cache_dir": str(tmp_path / "cache"), "protocol": "ucf101-half-classes"}
+    with count_calls("CLIPTextModel") as first:
+        run(**given)
+    with count_calls("CLIPTextModel") as second:
+        run(**given, alpha=0.5)
+    assert first[0] > 0 and second[0] == 0
+
+
+def test_half_classes_on_data_of_the_users_choice(run, checkpoint, write_list, train_list, clip_folder):
+    table = train_list.with_name("six.csv")
+    rows = [row.split(",") for row in train_list.read_text().splitlines()[1:]]
+    names = ("archery", "biking", "bowling", "diving", "fencing", "left")
+    lines = [f"{path},{names[index % 6]}" for index, (path, _) in enumerate(rows)]
+    table.write_text("\n".join(["path,label", *lines, "missing.mp4,left"]) + "\n")
+    given = {"protocol": "half-classes", "data": str(table), "data_dir": None}
+    result, (scores,) = run(**given)
+    labels = [index % 6 for index in range(12)] + [5]
+    expected = half_classes_accuracy(scores, labels)
+    assert result["top1"] == {"mean": expected["top1"], "std": expected["top1_std"]}
+    assert len(result["parts"][0]["top1_splits"]) == 10 and result["score_rule"] == "half_classes"
+    assert (result["num_scored"], result["num_listed"]) == (12, 13)
+    model = MoTEModel.from_pretrained(checkpoint).eval()
+    blend_with_clip(model, CLIPModel.from_pretrained(clip_folder), 0.99)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    with torch.no_grad():
+        classes = encode_classes(model, processor, sorted(names))
+        file = str(train_list.parent / "clip00.mp4")
+        pixels = processor(videos=file, sampling="uniform", num_clips=3, return_tensors="pt").pixel_values_videos
+        views = model.get_video_features(pixels, class_embeds=classes).pooler_output
+        np.testing.assert_allclose(scores[0], half_classes_score(views, classes)[0], rtol=1e-4, atol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------- few-shot
+
+
+@pytest.fixture
+def trained_with(checkpoint, tmp_path):
+    """`trained_with(**changes)`: the checkpoint with other options in its training.json, or None of it."""
+
+    def copy(record=True, **changes):
+        folder = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(checkpoint, folder)
+        training = json.loads((folder / "training.json").read_text())
+        training["arguments"] |= changes
+        (folder / "training.json").write_text(json.dumps(training))
+        if not record:
+            (folder / "training.json").unlink()
+        return str(folder)
+
+    return copy
+
+
+def test_few_shot_scores_what_was_trained_with_its_shots(run, trained_with, refusal, evaluate_script, options, capsys):
+    given = {"protocol": "ucf101-few-shot", "checkpoint": trained_with(shots=4)}
+    result, _ = run(**given)
+    assert result["deviations"] == {"shots": 4, "allow_empty_classes": True, "training_classes": "others"}
+    assert "ucf101-few-shot, allow_empty_classes=True, shots=4" in capsys.readouterr().out
+    assert result["views"] == "1x1" and result["num_listed"] == 7
+    unknown, _ = run(protocol="ucf101-few-shot", checkpoint=trained_with(record=False), alpha=1.0)
+    assert unknown["deviations"]["shots"] == "not recorded"
+    for shots in (None, 3):
+        message = refusal(evaluate_script, options | given | {"checkpoint": trained_with(shots=shots)})
+        assert "scores a model trained on 2 or 4 or 8 or 16 clips a class" in message
+        assert f"was trained with --shots {shots}" in message
+
+
+# --------------------------------------------------------------------------------------------------------- model cards
+
+
+def test_the_card_gets_the_result_once(run, checkpoint, tmp_path):
+    card, given = tmp_path / "README.md", {"card": str(tmp_path / "README.md"), "protocol": "ucf101-zero-shot"}
+    shutil.copy(checkpoint / "README.md", card)
+    card.write_text(card.read_text().replace("---\n", "---\nlicense: apache-2.0\n", 1) + "Text that stays.\n")
+    result, _ = run(**given)
+    run(**given, alpha=0.5)
+    first = card.read_text()
+    run(**given)
+    assert card.read_text().count("top1, 3x1 views") == 2 and len(card.read_text()) == len(first)
+    loaded = ModelCard.load(card)
+    loaded.data.to_yaml()
+    assert loaded.data.license == "apache-2.0" and "Text that stays." in loaded.text
+    entries = {(entry.dataset_name, entry.metric_name): entry for entry in loaded.data.eval_results}
+    assert len(entries) == 4
+    name = "top1, 3x1 views, 13 of 15 scored"
+    entry = entries["ucf101-zero-shot, allow_empty_classes=True", name]
+    assert entry.metric_value == round(100 * result["top1"]["mean"], 2) and entry.dataset_type == "ucf101"
+    assert ("ucf101-zero-shot, alpha=0.5, allow_empty_classes=True", name) in entries
+    index = loaded.data.to_dict()["model-index"]
+    assert [len(each["metrics"]) for each in index[0]["results"]] == [2, 2]
+    assert index[0]["results"][0]["task"]["type"] == loaded.data.pipeline_tag == "video-classification"
+
+
+# ------------------------------------------------------------------------------------------------------- two processes
+
+
+def without_what_may_differ(result):
+    return {key: value for key, value in result.items() if key not in ("num_processes", "command")}
+
+
+def test_two_processes_score_each_video_once(run, plain, run_on_two, options, tmp_path, train_list):
+    half = {"protocol": "half-classes", "data": str(train_list)}
+    two = {"batch_size": 2, "num_workers": 1}
+    cases = [
+        options | two | {"output": str(tmp_path / "zero-shot")},
+        options | half | {"output": str(tmp_path / "half")},
+    ]
+    cases[1].pop("data_dir")
+    run_on_two([("evaluate", case) for case in cases])
+    run(**half, data_dir=None, output=str(tmp_path / "half one"))
+    for folder, expected in ((tmp_path / "zero-shot", plain[2]), (tmp_path / "half", tmp_path / "half one")):
+        one, other = (json.loads((each / "result.json").read_text()) for each in (expected, folder))
+        assert (one["num_processes"], other["num_processes"]) == (1, 2)
+        assert without_what_may_differ(other) == without_what_may_differ(one)
+        for file in ("per_class.csv", "bad_videos.csv"):
+            assert (folder / file).read_text() == (expected / file).read_text()
+
+
+# ------------------------------------------------------------------------------------------------------------ blending
+
+
+def test_blending_equals_the_converters(shared, tmp_path):
+    """The converter at alpha 0.99, and its alpha 1 blended here."""
+    reference = shared / "reference"
+    for alpha in (0.99, 1.0):
+        convert(
+            checkpoint=str(reference / "original_checkpoint.pt"),
+            clip=str(reference / "clip"),
+            output=str(tmp_path / str(alpha)),
+            alpha=alpha,
+        )
+    blended, model = (MoTEModel.from_pretrained(tmp_path / str(alpha)) for alpha in (0.99, 1.0))
+    expected, before = blended.state_dict(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    blend_with_clip(model, CLIPModel.from_pretrained(reference / "clip"), 0.99)
+    moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert moved and all(name.startswith(("vision_model", "visual_projection", "logit_scale")) for name in moved)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1])
+def test_blending_stays_between_the_two(alpha, checkpoint, clip_folder):
+    with pytest.raises(ValueError, match=f"alpha must be between 0 .* and 1 .*, got {alpha}"):
+        blend_with_clip(MoTEModel.from_pretrained(checkpoint), CLIPModel.from_pretrained(clip_folder), alpha)
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+BAD_INPUT = {
+    "an unknown protocol": ({"protocol": "ucf-101"}, "Unknown protocol 'ucf-101'; choose one of kinetics400-1x1"),
+    "data for a benchmark": ({"data": "x.csv"}, "scores ucf101: give its folder as --data_dir, not --data"),
+    "no data": ({"protocol": "half-classes"}, "scores data of your choice: name it with --data"),
+    "no data_dir": ({"data_dir": None}, "`data_dir` is missing"),
+    "a wrong data_dir": ({"data_dir": "nowhere"}, "nowhere is not a folder"),
+    "missing lists": ({"data_dir": "EMPTY"}, "The list classInd.txt is not under"),
+    "classes without a clip": ({"allow_empty_classes": None}, "96 of 101 classes have no clip in split test"),
+    "no checkpoint": ({"checkpoint": "no/where/at/all"}, "no/where/at/all"),
+    "damaged weights": ({"checkpoint": "NAN"}, "gives scores that are no numbers: its weights are damaged"),
+    "weights of another width": ({"checkpoint": "WIDTH"}, "its weights do not fit its config.json"),
+    "a CLIP of another width": ({"clip": "WIDE CLIP"}, "The CLIP to blend with has another image tower"),
+    "no CLIP to blend with": ({"checkpoint": "UNRECORDED"}, "name the CLIP that"),
+    "an alpha too large": ({"alpha": 1.5}, "alpha must be between 0 (CLIP) and 1 (fine-tuned), got 1.5"),
+    "blended before": ({"checkpoint": "BLENDED"}, "was converted with alpha 0.5, not 0.99: convert it again"),
+    "a temperature of 0": ({"merge_temperature": "0"}, "temperature must be a number other than 0"),
+    "a missing file of labels": ({"labels": "nowhere.txt"}, "Label file nowhere.txt does not exist"),
+    "too few labels": ({"labels": "TWO"}, "names 2 classes, but ucf101 has 101"),
+    "one file for several lists": (
+        {"protocol": "kinetics600-zero-shot", "labels": "TWO"},
+        "has several lists of classes, which one file of --labels can't rephrase",
+    ),
+    "no such card": ({"card": "nowhere.md"}, "--card nowhere.md: no such file"),
+}
+
+
+@pytest.mark.parametrize("changes, sentence", BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_is_refused_in_a_sentence(
+    changes, sentence, refusal, evaluate_script, options, tmp_path, trained_with, checkpoint, make_clip
+):
+    def damaged():
+        model, folder = MoTEModel.from_pretrained(checkpoint), trained_with()
+        model.temporal_model.position_embedding.weight.data[0, 0] = torch.nan
+        model.save_pretrained(folder)
+        return folder
+
+    def another_width():
+        folder = Path(trained_with())
+        config = json.loads((folder / "config.json").read_text())
+        config["projection_dim"] = config["temporal_config"]["hidden_size"] = 24
+        (folder / "config.json").write_text(json.dumps(config))
+        return str(folder)
+
+    def blended():
+        folder = trained_with()
+        Path(folder, "conversion.json").write_text('{"alpha": 0.5, "clip": "clip"}')
+        return folder
+
+    (tmp_path / "two.txt").write_text("archery\nbiking\n")
+    (tmp_path / "empty").mkdir()
+    made = {
+        "EMPTY": lambda: str(tmp_path / "empty"),
+        "NAN": damaged,
+        "WIDTH": another_width,
+        "WIDE CLIP": lambda: str(make_clip(tmp_path / "wide", width=24)),
+        "UNRECORDED": lambda: trained_with(record=False),
+        "BLENDED": blended,
+        "TWO": lambda: str(tmp_path / "two.txt"),
+    }
+    changes = {name: made.get(value, lambda value=value: value)() for name, value in changes.items()}
+    given = options | {"output": str(tmp_path / "result")} | changes
+    given = {name: value for name, value in given.items() if value is not None}
+    assert sentence in refusal(evaluate_script, given)
+    assert not (tmp_path / "result").exists()
+
+
+def test_a_full_disk_loses_no_number(plain, refusal, evaluate_script, options, full_disk, tmp_path, capsys):
+    with full_disk(3_000):  # the class features are there
+        message = refusal(evaluate_script, options | {"output": str(tmp_path / "result")})
+    assert "File too large" in message
+    assert "| ucf101-zero-shot, allow_empty_classes=True | 13 of 15 | 3x1 |" in capsys.readouterr().out
+    assert not any(path.name.startswith(".") or path.suffix == ".json" for path in (tmp_path / "result").iterdir())
+
+
+def test_it_runs_as_a_script_beside_the_library_of_its_name(start, options, tmp_path):
+    process = start("evaluate", options | {"output": str(tmp_path / "result")})
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    result = json.loads((tmp_path / "result" / "result.json").read_text())
+    assert "| 13 of 15 | 3x1 |" in out and "evaluate.py --protocol=ucf101-zero-shot" in result["command"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_the_hub_brings_its_records_along(start, options, checkpoint, clip_folder, tmp_path):
+    """A repository that was converted at alpha 0.99 is not blended again."""
+    with MiniHub() as hub:
+        files = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+        hub.files["lab/converted"] = files | {"conversion.json": b'{"alpha": 0.99, "clip": "lab/clip"}'}
+        hub.files["lab/trained"] = files
+        results = {}
+        for name in hub.files.copy():
+            output = tmp_path / name
+            given = options | {"checkpoint": name, "output": str(output)}
+            process = start("evaluate", given, HF_HOME=str(tmp_path / "home"), **hub.environment)
+            _, err = process.communicate(timeout=200)
+            assert process.returncode == 0, err
+            results[name] = json.loads((output / "result.json").read_text())
+    assert (results["lab/converted"]["alpha"], results["lab/converted"]["clip"]) == (0.99, None)
+    assert (results["lab/trained"]["alpha"], results["lab/trained"]["clip"]) == (0.99, str(clip_folder))
+    assert results["lab/trained"]["revision"] == "0" * 40
