@@ -707,7 +707,7 @@ def train(arguments: Arguments) -> None:
             raise ValueError(f"The loss is {loss} at step {step + 1}: lower --lr, or set --max_grad_norm.")
         row["loss"] = loss if read else None
         row["lr"] = {group["name"]: group["lr"] for group in optimizer.param_groups}
-        if arguments.max_grad_norm is not None:
+        if read and arguments.max_grad_norm is not None:
             row["grad_norm"] = accelerator.clip_grad_norm_(prepared.parameters(), arguments.max_grad_norm).item()
         if read:
             optimizer.step()

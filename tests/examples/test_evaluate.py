@@ -229,8 +229,9 @@ def test_the_temperature_inf_is_the_uniform_merge(run, plain):
     np.testing.assert_allclose(other, first, rtol=1e-6)
 
 
-def test_a_second_run_encodes_no_text(run, count_calls, tmp_path):
-    given = {"cache_dir": str(tmp_path / "cache"), "protocol": "ucf101-half-classes"}
+def test_a_second_run_encodes_no_text(run, count_calls, tmp_path, train_list):
+    given = {"protocol": "half-classes", "data": str(train_list), "data_dir": None}
+    given |= {"cache_dir": str(tmp_path / "cache")}
     with count_calls("CLIPTextModel") as first:
         run(**given)
     with count_calls("CLIPTextModel") as second:

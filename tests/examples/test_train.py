@@ -681,6 +681,7 @@ def test_a_full_disk(run, refusal, train_script, options, full_disk, tmp_path, s
     assert run(**changes) == run("whole", **changes)
 
 
+@pytest.mark.slow
 def test_errors_go_to_stderr_with_exit_code_1(start, options):
     process = start("train", options | {"data": "nowhere.csv"})
     out, err = process.communicate(timeout=200)
@@ -698,6 +699,7 @@ def hub():
         yield server
 
 
+@pytest.mark.slow
 def test_push_to_hub_pushes_the_model_folder(start, options, hub, tmp_path):
     process = start("train", options | {"max_steps": 1, "push_to_hub": "lab/tiny-mote"}, **hub.environment)
     out, err = process.communicate(timeout=200)
