@@ -339,12 +339,20 @@ def encode_frames(model: Any, clips: VideoClips, arguments: Arguments, accelerat
 
 def load_model(arguments: Arguments) -> tuple[MoTEForVideoClassification, MoTEProcessor]:
     """The model to train and its processor; a bare CLIP gets a new temporal head and a processor of its size."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # no report on the temporal head, which a bare CLIP has none of
     try:
-        model = MoTEForVideoClassification.from_pretrained(
-            arguments.model, num_frames=arguments.num_frames, dtype=torch.float32
+        model, info = MoTEForVideoClassification.from_pretrained(
+            arguments.model, num_frames=arguments.num_frames, dtype=torch.float32, output_loading_info=True
         )
     except RuntimeError as error:
         raise ValueError(f"--model {arguments.model}: its weights do not fit its config.json.") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    head = {key for key in model.state_dict() if key.startswith("temporal_model.")}
+    lacking = sorted(set(info["missing_keys"]) - {"seen_classes.weight"})
+    if lacking and set(lacking) != head:
+        raise ValueError(f"--model {arguments.model} lacks {len(lacking)} of its weights, {lacking[0]} to begin with.")
     model.config.label_smoothing = arguments.label_smoothing
     try:
         processor = AutoProcessor.from_pretrained(arguments.model)

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from modeling_mote import MoTEForVideoClassification
@@ -236,10 +237,22 @@ def test_frames_and_augmentation_do_not_depend_on_the_workers(run):
     assert losses(run("workers", **PIXELS, num_workers=2)) == losses(run("none", **PIXELS))
 
 
-def test_seed_and_epoch_change_what_is_seen(run):
-    rows = run("run", **PIXELS, lr=0.0, epochs=3, batch_size=12, label_smoothing=0.0)
-    other = run("other", **PIXELS, lr=0.0, epochs=3, batch_size=12, label_smoothing=0.0, seed=1)
-    assert len(set(losses(rows)) | set(losses(other))) == 6
+def test_batches_are_shared_out_whole_and_drawn_anew_in_each_epoch(train_script, options):
+    """Of 11 clips an epoch sees 8, none twice; two processes together take what one takes; a later start cuts off."""
+
+    def batches(batch_size, rank=0, world=1, start=0):
+        place = SimpleNamespace(process_index=rank, num_processes=world)
+        arguments = train_script.Arguments(**options | {"batch_size": batch_size, "epochs": 3})
+        return list(train_script.Batches(11, arguments, place, start))
+
+    one, (first, second) = batches(4), (batches(2, rank, 2) for rank in (0, 1))
+    assert one == [mine + other for mine, other in zip(first, second, strict=True)]
+    assert [{epoch for epoch, _ in batch} for batch in one] == [{0}, {0}, {1}, {1}, {2}, {2}]
+    epochs = [[index for _, index in one[i] + one[i + 1]] for i in (0, 2, 4)]
+    assert all(len(set(epoch)) == 8 and set(epoch) <= set(range(11)) for epoch in epochs)
+    assert len({frozenset(epoch) for epoch in epochs}) > 1
+    for start in range(6):
+        assert batches(4, start=start) == one[start:]
 
 
 # ----------------------------------------------------------------------------------------------------- cached features
@@ -601,6 +614,7 @@ BAD_INPUT = {
     ),
     "no checkpoint": ({"model": "no/where/at/all"}, "no/where/at/all"),
     "a checkpoint of another width": ({"model": "WIDTH"}, "its weights do not fit its config.json"),
+    "a checkpoint that lacks a weight": ({"model": "LACKING"}, "lacks 1 of its weights, visual_projection.weight to begin with"),
     "more clips a batch than there are": ({"batch_size": 13}, "12 training clips are fewer than one batch of 13"),
     "no validation split": ({"validation_data": None}, "name others with --validation_data"),
     "fp16 without a GPU": ({"mixed_precision": "fp16"}, "fp16"),
@@ -626,6 +640,7 @@ def test_bad_input_is_refused_in_a_sentence(
         "PROSE": lambda: write_csv(tmp_path / "prose.yaml", "use the settings of last week\n"),
         "FOLDER": lambda: str(tmp_path),
         "WIDTH": lambda: other_width(tmp_path, make_clip),
+        "LACKING": lambda: lacking_weight(tmp_path, make_clip),
         "CLASSES": lambda: class_folders(tmp_path, write_video),
         "SPLITS": lambda: split_folders(tmp_path, write_video),
     }
@@ -641,6 +656,14 @@ def other_width(folder: Path, make_clip) -> str:
     wide, narrow = make_clip(folder / "wide", width=24), make_clip(folder / "narrow")
     (wide / "config.json").write_text((narrow / "config.json").read_text())
     return str(wide)
+
+
+def lacking_weight(folder: Path, make_clip) -> str:
+    clip = make_clip(folder / "lacking")
+    tensors = load_file(clip / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, clip / "model.safetensors", {"format": "pt"})
+    return str(clip)
 
 
 def class_folders(folder: Path, write_video) -> str:
