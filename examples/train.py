@@ -350,8 +350,9 @@ def load_model(arguments: Arguments) -> tuple[MoTEForVideoClassification, MoTEPr
     finally:
         transformers.logging.set_verbosity(verbosity)
     head = {key for key in model.state_dict() if key.startswith("temporal_model.")}
-    lacking = sorted(set(info["missing_keys"]) - {"seen_classes.weight"})
-    if lacking and set(lacking) != head:
+    missing = set(info["missing_keys"]) - {"seen_classes.weight"}
+    lacking = sorted(missing - head if head <= missing else missing)  # a bare CLIP lacks the whole head, no other does
+    if lacking:
         raise ValueError(f"--model {arguments.model} lacks {len(lacking)} of its weights, {lacking[0]} to begin with.")
     model.config.label_smoothing = arguments.label_smoothing
     try:
