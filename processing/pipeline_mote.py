@@ -20,13 +20,9 @@ CACHED_LABEL_LISTS = 8  # [c, d] float32 each: at 700 classes and 768 dims, 2 MB
 class ZeroShotVideoClassificationPipeline(Pipeline):
     """Score videos against labels that are given as words.
 
-    ```python
-    import modeling_mote
-    from transformers import pipeline
-
-    classify = pipeline("zero-shot-video-classification", model="org/mote-vitb16")
-    classify("clip.mp4", candidate_labels=["archery", "yoga", "flipping a pancake"])
-    ```
+    >>> import modeling_mote
+    >>> classify = transformers.pipeline("zero-shot-video-classification", model="org/mote-vitb16")
+    >>> classify("clip.mp4", candidate_labels=["archery", "yoga", "flipping a pancake"])
 
     The class features of a label list are computed once and kept for the next calls. MoTE's feature modulation makes
     a video's features depend on all the labels it is scored against, not only on its own.
