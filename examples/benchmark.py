@@ -1,0 +1,541 @@
+"""Measures this package against the authors' way of doing the same, in one run on the machine at hand.
+
+    python examples/benchmark.py                       # ViT-B/16 sizes, random weights, 8 x 224 frames, 400 classes
+    python examples/benchmark.py --rows forward head   # some of them
+    python examples/benchmark.py --videos my_videos    # file rows on clips of your own
+
+Prints a table of ratios, each the median of alternated runs, and what was checked to be equal in the same run. The
+authors' way is written down here from its description: float32, experts merged on every forward, eager attention,
+image-tower blocks checkpointed in training, decord and PIL frame by frame where it can open the file.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from modeling_mote import MoTEConfig, MoTEForVideoClassification
+from modeling_mote.training import freeze, parameter_groups
+from processing import MoTEVideoProcessor, decode_video, sample_indices
+from processing.clips import VideoClips, collate_clips
+
+ROWS = ("forward", "head", "tower", "reading", "folder", "training", "growth", "import")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def alternated(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call; one of each in turn, so that a slow spell of the machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(timed(call))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Table:
+    """What was measured, printed as it comes and kept for the JSON file."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        print(f"{'what':66} | {'measured':>16} | target\n{'-' * 66}-|-{'-' * 16}-|-{'-' * 20}")
+
+    def add(self, what: str, measured: float | str, target: str = "", unit: str = "x") -> None:
+        shown = measured if isinstance(measured, str) else f"{measured:.2f} {unit}"
+        print(f"{what:66} | {shown:>16} | {target}", flush=True)
+        self.rows.append({"what": what, "measured": measured, "unit": unit, "target": target})
+
+
+# ---------------------------------------------------------------------------------------------- the authors' way
+
+
+class AuthorsMoTE(nn.Module):
+    """A classifier computed as the authors compute it, on the weights of one of ours: for timing, never for use."""
+
+    def __init__(self, model: MoTEForVideoClassification):
+        super().__init__()
+        self.model = model  # float32, eager attention
+
+    def merged(self, layer: Any, mixture: torch.Tensor) -> list[torch.Tensor]:
+        merged = []
+        for weight in layer.mlp.weights():  # a sum over experts, one after another, on every forward
+            total = torch.zeros_like(weight[0])
+            for share, expert in zip(mixture, weight, strict=True):
+                total = total + share * expert
+            merged.append(total)
+        return merged
+
+    def head(self, frames: torch.Tensor, mixture: torch.Tensor) -> torch.Tensor:
+        temporal: Any = self.model.temporal_model
+        hidden = frames + temporal.position_embedding.weight[: frames.shape[1]]
+        for index, layer in enumerate(temporal.layers):
+            hidden = hidden + layer.self_attn(layer.layer_norm1(hidden))[0]
+            up, up_bias, down, down_bias = self.merged(layer, mixture[index])
+            inner = F.linear(layer.layer_norm2(hidden), up, up_bias)
+            hidden = hidden + F.linear(inner * torch.sigmoid(1.702 * inner), down, down_bias)
+        return hidden + frames
+
+    def forward(self, pixels: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        model, config = self.model, self.model.config.temporal_config
+        frames = model.get_frame_features(pixels).pooler_output
+        uniform = torch.full(
+            (config.num_hidden_layers, config.num_experts), 1 / config.num_experts, device=pixels.device
+        )
+        if labels is None:
+            return 100 * F.normalize(self.head(frames, uniform).mean(1), dim=-1) @ model.seen_classes.weight.T
+        routed, merging = (
+            mixture.to(pixels.device) for mixture in model.draw_mixtures(torch.Generator().manual_seed(0))
+        )
+        scale, classes = model.logit_scale.exp(), model.seen_classes.weight
+        first, second = self.head(frames, routed), self.head(frames, merging)
+        losses = [F.cross_entropy(scale * F.normalize(z.mean(1), dim=-1) @ classes.T, labels) for z in (first, second)]
+        return losses[0] + 0.5 * losses[1] + 0.1 * F.mse_loss(second, frames)
+
+
+def build(dtype: torch.dtype, attention: str, classes: int = 400, **temporal: Any) -> MoTEForVideoClassification:
+    """A randomly initialised MoTE of ViT-B/16's sizes; the same weights for every dtype."""
+    torch.manual_seed(0)
+    config = MoTEConfig(vision_config={"patch_size": 16}, temporal_config=temporal or None, training_classes_set=True)
+    config.num_labels = classes
+    config._attn_implementation = attention
+    model: Any = MoTEForVideoClassification(config)
+    model.seen_classes.weight = F.normalize(torch.randn(classes, config.projection_dim), dim=-1)
+    with torch.no_grad():  # CLIP's towers tell videos apart; random ones hardly do, which would make every top-1 a tie
+        model.vision_model.embeddings.patch_embedding.weight.mul_(10)
+    return model.to(DEVICE, dtype).eval()
+
+
+def pixels_of(videos: int, frames: int = 8, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(videos * frames, 3, 14, 14, generator=generator)
+    return F.interpolate(coarse, size=224, mode="bilinear").unflatten(0, (videos, frames)).to(DEVICE)
+
+
+# ------------------------------------------------------------------------------------------------------ the rows
+
+
+@torch.no_grad()
+def forward_rows(table: Table, rounds: int) -> None:
+    authors, ours = AuthorsMoTE(build(torch.float32, "eager")), build(torch.bfloat16, "sdpa")
+    reference, video = build(torch.float32, "sdpa"), pixels_of(1)
+    low = video.bfloat16()
+    found = alternated(
+        {"authors": lambda: authors(video), "float32": lambda: reference(video), "bfloat16": lambda: ours(low)}, rounds
+    )
+    table.add("classifier, seconds a video, the authors' way", found["authors"], unit="s")
+    table.add("classifier, float32 with SDPA, against the authors' way", found["authors"] / found["float32"])
+    table.add(
+        "classifier, bfloat16 with SDPA, against the authors' way", found["authors"] / found["bfloat16"], ">= 4 x"
+    )
+    clips = pixels_of(32, seed=2)
+    exact = torch.cat([reference(clip[None]).logits for clip in clips])
+    fast = torch.cat([ours(clip[None].bfloat16()).logits for clip in clips])
+    difference = (exact - fast).abs().max().item()
+    first, second = exact.topk(2, dim=-1).values.unbind(-1)
+    clear = (first - second) > 2 * difference
+    same = (exact.argmax(-1) == fast.argmax(-1))[clear]
+    table.add("largest difference of a logit, bfloat16 to float32", difference, unit="")
+    table.add("clips whose first two classes lie further apart than twice that", f"{int(clear.sum())} of {len(clips)}")
+    table.add("... of which top-1 is the same", f"{int(same.sum())} of {int(clear.sum())}", "all")
+    agree = F.cosine_similarity(authors(video), reference(video).logits, dim=-1).item()
+    table.add("cosine of the authors' way's logits and float32 ones", agree, unit="")
+
+
+@torch.no_grad()
+def head_rows(table: Table, rounds: int) -> None:
+    model, video = build(torch.bfloat16, "sdpa"), pixels_of(1).bfloat16()
+    d = model.config.projection_dim
+    candidates = {count: F.normalize(torch.randn(count, d, device=DEVICE), dim=-1) for count in (1, 100, 10_000)}
+    merges = 0
+    for layer in model.temporal_model.layers:
+        merge = layer.mlp.merge
+
+        def counted(mixture: torch.Tensor, merge: Callable = merge) -> list[torch.Tensor]:
+            nonlocal merges
+            merges += 1
+            return merge(mixture)
+
+        layer.mlp.merge = counted
+    model(video)
+    merges = 0
+    calls: dict[str, Callable] = {"tower": lambda: model.get_frame_features(video), "closed": lambda: model(video)}
+    for count, embeds in candidates.items():
+        calls[str(count)] = lambda embeds=embeds: model(video, class_embeds=embeds)
+    found = alternated(calls, 3 * rounds)
+    table.add(
+        "head and scoring of 400 training classes, on top of the tower",
+        100 * (found["closed"] / found["tower"] - 1),
+        "<= 2 %",
+        "%",
+    )
+    for count in candidates:
+        name = f"head, modulation and scoring of {count:,} candidates, on top of the tower"
+        table.add(name, 100 * (found[str(count)] / found["tower"] - 1), "<= 2 %", "%")
+    table.add("merges of experts in those forwards", str(merges), "0")
+
+
+def gemm_flops(frames: int) -> tuple[list[tuple[int, int, int]], float]:
+    """(rows, inner, columns) of the matrix products of ViT-B/16's tower on so many frames, and their FLOPs."""
+    tokens, width = 197 * frames, 768
+    shapes = [(196 * frames, width, width)]
+    for _ in range(12):
+        shapes += [(tokens, width, width)] * 4 + [(tokens, width, 4 * width), (tokens, 4 * width, width)]
+    attention = 12 * 2 * 2 * frames * 197 * 197 * width
+    return shapes, sum(2 * m * k * n for m, k, n in shapes) + attention
+
+
+@torch.no_grad()
+def tower_rows(table: Table, rounds: int) -> None:
+    model, video = build(torch.bfloat16, "sdpa"), pixels_of(1).bfloat16()
+    shapes, flops = gemm_flops(8)
+    weights = {shape: (torch.randn(shape[0], shape[1]), torch.randn(shape[2], shape[1])) for shape in set(shapes)}
+    weights = {
+        shape: (a.to(DEVICE, torch.bfloat16), b.to(DEVICE, torch.bfloat16)) for shape, (a, b) in weights.items()
+    }
+
+    def products() -> None:
+        for shape in shapes:
+            F.linear(*weights[shape])
+
+    big = torch.randn(2048, 2048, device=DEVICE, dtype=torch.bfloat16)
+    compiled = torch.compile(model.vision_model) if DEVICE == "cuda" or _has_compiler() else None
+    calls: dict[str, Callable] = {
+        "products": products,
+        "square": lambda: big @ big,
+        "tower": lambda: model.get_frame_features(video),
+    }
+    if compiled is not None:
+        calls["compiled"] = lambda: compiled(video[0])
+    found = alternated(calls, 2 * rounds)
+    roof = (flops - 12 * 2 * 2 * 8 * 197 * 197 * 768) / found["products"]
+    table.add("this machine's bfloat16 GEMM, the tower's own shapes", roof / 1e9, unit="GFLOP/s")
+    table.add("this machine's bfloat16 GEMM, 2048 x 2048", 2 * 2048**3 / found["square"] / 1e9, unit="GFLOP/s")
+    table.add(
+        "image tower, share of the GEMM of its shapes, same FLOPs", 100 * flops / found["tower"] / roof, ">= 85 %", "%"
+    )
+    if compiled is not None:
+        table.add("image tower compiled, share of it", 100 * flops / found["compiled"] / roof, unit="%")
+
+
+def _has_compiler() -> bool:
+    return any((Path(folder) / "g++").exists() for folder in os.environ.get("PATH", "").split(os.pathsep))
+
+
+def write_clip(path: Path, gop: int, codec: str, frames: int = 250) -> None:
+    """A clip of moving noise, 340 x 256, as real encoders write them."""
+    rng = np.random.default_rng(0)
+    background = rng.integers(0, 255, (64, 85, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25, options={"g": str(gop)})
+        stream.width, stream.height, stream.pix_fmt = 340, 256, "yuv420p"
+        for index in range(frames):
+            image = np.roll(background, 2 * index, axis=1)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def authors_reading(path: Path) -> torch.Tensor | None:
+    """decord's frames one at a time, each through PIL: resize, centre crop, to a float tensor. None where it can't."""
+    import decord  # Linux and Windows on x86-64 only
+
+    reader = decord.VideoReader(str(path), num_threads=1)
+    images = []
+    for index in sample_indices(len(reader), 8):
+        image = Image.fromarray(reader[int(index)].asnumpy())
+        scale = 224 / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
+        images.append(
+            torch.from_numpy(np.array(image.crop((left, top, left + 224, top + 224)))).permute(2, 0, 1) / 255
+        )
+    return (torch.stack(images) - 0.45) / 0.27
+
+
+def sequential(path: Path, convert: bool = True) -> list[np.ndarray]:
+    """Every frame in order: the floor of any exact reading that starts at the first frame; or without conversion."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+        return [frame.to_ndarray(format="rgb24") for frame in frames] if convert else []
+
+
+def reading_rows(table: Table, rounds: int, folder: Path | None) -> None:
+    torch.set_num_threads(1)
+    processor = MoTEVideoProcessor(num_frames=8, short_video="loop")
+    with tempfile.TemporaryDirectory() as temporary:
+        paths: dict[str, Path] = {}
+        if folder is None:
+            for name, gop, codec in (
+                ("GOP 250", 250, "libx264"),
+                ("GOP 12", 12, "libx264"),
+                ("MPEG-4 AVI", 12, "mpeg4"),
+            ):
+                paths[name] = Path(temporary) / f"{name.replace(' ', '_')}.{'avi' if codec == 'mpeg4' else 'mp4'}"
+                write_clip(paths[name], gop, codec)
+        else:
+            paths = {
+                path.name: path for path in sorted(folder.iterdir()) if path.suffix in (".mp4", ".avi", ".mov", ".mkv")
+            }
+        for name, path in paths.items():
+            try:
+                every = sequential(path)
+                wanted = sample_indices(len(every), 8)
+                frames, _ = decode_video(path, wanted)
+                equal = len(every) > 0 and all(
+                    np.array_equal(a, every[i]) for a, i in zip(frames, wanted, strict=True)
+                )
+            except (av.FFmpegError, ValueError, IndexError) as error:
+                table.add(f"{name}: not readable in order", type(error).__name__)
+                continue
+            calls: dict[str, Callable] = {
+                "ours": lambda path=path: processor(str(path), return_tensors="pt"),
+                "floor": lambda path=path: sequential(path, convert=False),
+                "twelve": lambda path=path: processor(str(path), num_clips=4, num_crops=3, return_tensors="pt"),
+            }
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    authors_reading(path)
+                    calls["authors"] = lambda path=path: authors_reading(path)
+                except Exception:  # noqa: S110, BLE001  decord is absent, or can't open the file: there is no ratio
+                    pass
+                found = alternated(calls, rounds)
+            table.add(f"{name}: file to pixels, videos/s a core", 1 / found["ours"], unit="/s")
+            table.add(f"{name}: share of the decode-only floor", 100 * found["floor"] / found["ours"], ">= 85 %", "%")
+            if "authors" in found:
+                target = ">= 3 x" if "12" in name else ""
+                table.add(f"{name}: against the authors' path", found["authors"] / found["ours"], target)
+            table.add(f"{name}: 12 views against one, time", found["twelve"] / found["ours"], "<= 1.5 x")
+            table.add(f"{name}: frames equal to a sequential decode", str(bool(equal)), "True")
+    torch.set_num_threads(os.cpu_count() or 1)
+
+
+@torch.no_grad()
+def folder_rows(table: Table, rounds: int) -> None:
+    """A folder of files end to end: reading in workers while the model computes."""
+    model = build(torch.bfloat16, "sdpa")
+    processor = MoTEVideoProcessor(num_frames=8, short_video="loop")
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = [Path(temporary) / f"{index}.mp4" for index in range(24)]
+        write_clip(paths[0], 250, "libx264")
+        for path in paths[1:]:
+            path.symlink_to(paths[0])
+        rows = [{"video": {"path": str(path), "bytes": None}, "label": 0} for path in paths]
+        clips = VideoClips(rows, processor, 8, "uniform")
+
+        def end_to_end() -> None:
+            loader = torch.utils.data.DataLoader(clips, batch_size=1, num_workers=1, collate_fn=collate_clips)
+            for batch in loader:
+                model(batch["pixel_values_videos"].to(DEVICE, torch.bfloat16))
+
+        def cpu_seconds(call: Callable) -> float:
+            start = time.process_time()
+            call()
+            return time.process_time() - start
+
+        clips[0]
+        reading = statistics.median(cpu_seconds(lambda index=index: clips[index]) for index in range(len(clips)))
+        pixels = clips[0]["pixel_values_videos"][None].to(DEVICE, torch.bfloat16)
+        model(pixels)
+        computing = statistics.median(cpu_seconds(lambda: model(pixels)) for _ in range(5))
+        seconds = statistics.median(timed(end_to_end) for _ in range(max(1, rounds // 2)))
+        bound = cores / (reading + computing)
+        table.add("folder of files, videos/s end to end", len(clips) / seconds, unit="/s")
+        table.add(
+            "... against cores / (reading + model CPU-seconds a video)", len(clips) / seconds / bound, ">= 0.9 x"
+        )
+
+
+def training_rows(table: Table, rounds: int) -> None:
+    videos, labels = pixels_of(2), torch.tensor([3, 5], device=DEVICE)
+    ours, theirs = build(torch.float32, "sdpa"), AuthorsMoTE(build(torch.float32, "eager"))
+    for model in (ours, theirs.model):
+        freeze(model)
+        model.train()
+        model.vision_model.activation_checkpointing_enable()
+    mixture, merge_mixture = ours.draw_mixtures(torch.Generator().manual_seed(0))
+    optimizers = [
+        torch.optim.AdamW(parameter_groups(model, 5e-5, 3.5e-6), fused=index == 0)
+        for index, model in enumerate((ours, theirs.model))
+    ]
+
+    def our_loss(**inputs: Any) -> torch.Tensor:
+        with torch.autocast(DEVICE, torch.bfloat16):
+            return ours(labels=labels, mixture=mixture, merge_mixture=merge_mixture, **inputs).loss
+
+    def step(loss: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+        def run() -> None:
+            loss().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return run
+
+    our_loss(pixel_values_videos=videos).backward()
+    theirs(videos, labels).backward()
+    other = dict(theirs.model.named_parameters())
+    pairs = [
+        (p.grad.flatten(), other[name].grad.flatten()) for name, p in ours.named_parameters() if p.grad is not None
+    ]
+    mine, other_side = (torch.cat(side).double() for side in zip(*pairs, strict=True))
+    cosine = F.cosine_similarity(mine, other_side, dim=0).item()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    frame_embeds = ours.get_frame_features(videos).pooler_output.detach()
+    head = torch.optim.AdamW(ours.temporal_model.parameters(), lr=1e-9, fused=True)
+
+    def one_pass() -> None:
+        with torch.autocast(DEVICE, torch.bfloat16):
+            features = ours.get_video_features(frame_embeds=frame_embeds, mixture=merge_mixture)
+            (features.pooler_output.float().square().mean()).backward()
+        ours.zero_grad()
+
+    found = alternated(
+        {
+            "ours": step(lambda: our_loss(pixel_values_videos=videos), optimizers[0]),
+            "authors": step(lambda: theirs(videos, labels), optimizers[1]),
+            "head": one_pass,
+            "cached": step(lambda: our_loss(frame_embeds=frame_embeds), head),
+        },
+        rounds,
+    )
+    table.add("training step, time against the authors' way", found["ours"] / found["authors"], "<= 0.5 x")
+    table.add("... cosine of the gradients", cosine, unit="")
+    table.add("second head pass, share of a step", 100 * found["head"] / found["ours"], "<= 3 %", "%")
+    table.add("step on cached frame features, speed against a full step", found["ours"] / found["cached"], ">= 100 x")
+    for name in ("ours", "authors"):
+        command = [sys.executable, __file__, "--peak", name]
+        peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        table.add(f"peak memory of a training step, {name}", peak, "ours <= authors" if name == "ours" else "", "MiB")
+
+
+def memory(name: str) -> float:
+    """A line of Linux's /proc/self/status in MiB."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) / 1024
+
+
+def peak_memory(which: str) -> None:
+    """Peak resident memory of a training step in a process of its own, MiB above what the model takes."""
+    videos, labels = pixels_of(4), torch.tensor([3, 5, 7, 9], device=DEVICE)
+    model = build(torch.float32, "sdpa" if which == "ours" else "eager")
+    freeze(model)
+    model.train()
+    model.vision_model.activation_checkpointing_enable()
+    context = torch.autocast(DEVICE, torch.bfloat16) if which == "ours" else nullcontext()
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of building the model
+    with context:
+        loss = model(videos, labels=labels).loss if which == "ours" else AuthorsMoTE(model)(videos, labels)
+    loss.backward()
+    print(memory("VmHWM") - before)
+
+
+@torch.no_grad()
+def growth_rows(table: Table, rounds: int, picture: Path) -> None:
+    figure = Figure(figsize=(16, 3.5), layout="constrained")
+    axes = figure.subplots(1, 4)
+    model = build(torch.bfloat16, "sdpa")
+
+    def curve(axis: Any, title: str, xs: list[int], make: Callable[[int], Callable]) -> dict[int, float]:
+        found = {x: alternated({"": make(x)}, rounds)[""] for x in xs}
+        axis.plot(xs, [1000 * value for value in found.values()], marker="o")
+        axis.set(title=title, ylabel="ms", xscale="log", ylim=(0, None))
+        return found
+
+    frames = curve(axes[0], "frames", [8, 16, 32], lambda t: partial(model, pixels_of(1, t).bfloat16()))
+    table.add("32 frames against 8, time (bound: the image tower, linear)", frames[32] / frames[8], "4 x")
+    batches = curve(axes[1], "videos a batch", [1, 2, 4], lambda b: partial(model, pixels_of(b).bfloat16()))
+    table.add("4 videos against 1, time (bound: the image tower, linear)", batches[4] / batches[1], "4 x")
+    embeds = model.get_frame_features(pixels_of(1).bfloat16()).pooler_output
+
+    def among(count: int) -> Callable:
+        return partial(model, frame_embeds=embeds, class_embeds=torch.randn(count, 512, device=DEVICE))
+
+    classes = curve(axes[2], "candidate classes (head only)", [1, 100, 10_000], among)
+    table.add("10,000 candidates against 100, head alone (bound: one product)", classes[10_000] / classes[100])
+    experts = {e: build(torch.bfloat16, "sdpa", num_experts=e) for e in (1, 4, 16)}
+    flat = curve(
+        axes[3], "experts (head only, inference)", [1, 4, 16], lambda e: lambda: experts[e](frame_embeds=embeds)
+    )
+    table.add("16 experts against 1, head alone, inference (bound: none, merged)", flat[16] / flat[1], "1 x")
+    for axis in axes:
+        axis.set(xlabel=axis.get_title())
+    figure.savefig(picture, dpi=100)
+
+
+def import_rows(table: Table, rounds: int) -> None:
+    code = (
+        "import time, transformers; from transformers import CLIPModel, CLIPProcessor\n"
+        "start = time.perf_counter(); import modeling_mote; print(time.perf_counter() - start)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    table.add(
+        "import modeling_mote after transformers and CLIP",
+        statistics.median(float(r.stdout) for r in runs),
+        "<= 0.2 s",
+        "s",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="which rows to measure")
+    parser.add_argument("--rounds", type=int, default=5, help="alternated runs of each call")
+    parser.add_argument("--videos", type=Path, help="folder of clips for the reading rows, in place of synthetic ones")
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/benchmark"), help="folder of benchmark.json and the plot"
+    )
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    if arguments.peak:
+        return peak_memory(arguments.peak)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    print(f"{DEVICE}, {os.cpu_count()} cores, torch {torch.__version__}, {arguments.rounds} rounds; ViT-B/16 sizes")
+    table = Table()
+    extra = {"reading": (arguments.videos,), "growth": (arguments.output / "growth.png",)}
+    for name in arguments.rows:
+        globals()[f"{name}_rows"](table, arguments.rounds, *extra.get(name, ()))
+    rows = [{**row, "measured": None if row["measured"] != row["measured"] else row["measured"]} for row in table.rows]
+    (arguments.output / "benchmark.json").write_text(json.dumps(rows, indent=2) + "\n")
+    assert all(not isinstance(row["measured"], float) or math.isfinite(row["measured"]) for row in table.rows)
+    return None
+
+
+if __name__ == "__main__":
+    main()
