@@ -614,7 +614,10 @@ BAD_INPUT = {
     ),
     "no checkpoint": ({"model": "no/where/at/all"}, "no/where/at/all"),
     "a checkpoint of another width": ({"model": "WIDTH"}, "its weights do not fit its config.json"),
-    "a checkpoint that lacks a weight": ({"model": "LACKING"}, "lacks 1 of its weights, visual_projection.weight to begin with"),
+    "a checkpoint that lacks a weight": (
+        {"model": "LACKING"},
+        "lacks 1 of its weights, visual_projection.weight to begin with",
+    ),
     "more clips a batch than there are": ({"batch_size": 13}, "12 training clips are fewer than one batch of 13"),
     "no validation split": ({"validation_data": None}, "name others with --validation_data"),
     "fp16 without a GPU": ({"mixed_precision": "fp16"}, "fp16"),
