@@ -98,3 +98,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.shared)
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> Callable[..., object]:
+    """A function that makes a tokenizer of one token a word, which frames and pads texts as CLIP's does.
+
+    `word_tokenizer(words, model_max_length, start=None)`: ids follow the words' order, 0 is `<unk>`; `start` is the id
+    of `<start>`, by default the next free one, and `<end>`, the padding too, is the one after it.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    def make(words: Iterable[str], model_max_length: int, start: int | None = None) -> PreTrainedTokenizerFast:
+        vocabulary = {word: index for index, word in enumerate(dict.fromkeys(["<unk>", *words]))}
+        start = len(vocabulary) if start is None else start
+        specials = {"<start>": start, "<end>": start + 1}
+        backend = Tokenizer(models.WordLevel(vocabulary | specials, unk_token="<unk>"))
+        backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+        backend.post_processor = processors.TemplateProcessing(
+            single="<start> $A <end>", special_tokens=list(specials.items())
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            bos_token="<start>",
+            eos_token="<end>",
+            pad_token="<end>",
+            unk_token="<unk>",
+            model_max_length=model_max_length,
+        )
+
+    return make

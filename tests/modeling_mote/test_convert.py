@@ -12,14 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import pre_tokenizers
 from transformers import (
     AutoModel,
     AutoModelForVideoClassification,
     AutoProcessor,
     CLIPConfig,
     CLIPModel,
-    PreTrainedTokenizerFast,
     pipeline,
 )
 
@@ -33,24 +32,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    """A word a token: Kinetics' names and the prompts' words."""
-    splitter = pre_tokenizers.Whitespace()
+def tokenizer(word_tokenizer):
+    """Kinetics' names and the prompts' words."""
     text = " ".join([*load_label_set("kinetics400").classes, *next(iter(PROMPT_SETS.values()))]).lower()
-    words = dict.fromkeys(word for word, _ in splitter.pre_tokenize_str(text))
-    vocabulary = {word: index for index, word in enumerate(["<unk>", *words, "<start>", "<end>"])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), splitter
-    backend.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[(token, vocabulary[token]) for token in ("<start>", "<end>")]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<start>",
-        eos_token="<end>",
-        pad_token="<end>",
-        unk_token="<unk>",
-        model_max_length=40,
+    return word_tokenizer(
+        (word for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(text)), model_max_length=40
     )
 
 

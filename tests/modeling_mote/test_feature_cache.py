@@ -6,8 +6,6 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from modeling_mote.feature_cache import (
     class_features,
@@ -21,21 +19,9 @@ from processing import MoTEVideoProcessor, encode_classes
 WORDS = ["<unk>", "a", "photo", "of", "running", "swimming", "archery", "."]
 
 
-def make_tokenizer(*more: str) -> PreTrainedTokenizerFast:
-    vocabulary = {word: index for index, word in enumerate([*WORDS, *more])} | {"<start>": 97, "<end>": 98}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 97), ("<end>", 98)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<start>",
-        eos_token="<end>",
-        pad_token="<end>",
-        unk_token="<unk>",
-        model_max_length=16,
-    )
+@pytest.fixture
+def make_tokenizer(word_tokenizer):
+    return lambda *more: word_tokenizer([*WORDS, *more], model_max_length=16, start=97)
 
 
 NAMES, PROMPTS = ["running", "swimming"], ["a photo of {}.", "a {}."]
@@ -54,7 +40,7 @@ def encoded():
     handle.remove()
 
 
-def test_a_second_run_encodes_no_text(make_model, tmp_path, encoded):
+def test_a_second_run_encodes_no_text(make_tokenizer, make_model, tmp_path, encoded):
     model, tokenizer = make_model(), make_tokenizer()
     first = class_features(model, tokenizer, NAMES, PROMPTS, tmp_path)
     assert encoded[0] == 1 and first.shape == (2, 64)
@@ -67,7 +53,7 @@ def test_a_second_run_encodes_no_text(make_model, tmp_path, encoded):
 @pytest.mark.parametrize(
     "change", ["names", "order", "prompts", "tokenizer", "length", "weights", "projection", "end"]
 )
-def test_any_change_of_what_they_depend_on_misses(change, make_model, tmp_path, encoded):
+def test_any_change_of_what_they_depend_on_misses(make_tokenizer, change, make_model, tmp_path, encoded):
     model, tokenizer = make_model(), make_tokenizer()
     class_features(model, tokenizer, NAMES, PROMPTS, tmp_path)
     names, prompts = NAMES, PROMPTS
@@ -93,7 +79,7 @@ def test_any_change_of_what_they_depend_on_misses(change, make_model, tmp_path, 
     assert encoded[0] == 2
 
 
-def test_what_they_do_not_depend_on_is_found(make_model, tmp_path, encoded):
+def test_what_they_do_not_depend_on_is_found(make_tokenizer, make_model, tmp_path, encoded):
     class_features(make_model(), make_tokenizer(), NAMES, PROMPTS, tmp_path)
     model = make_model(num_frames=3)
     with torch.no_grad():

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import modeling_mote
@@ -18,23 +17,9 @@ TEXT = (
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that frames and pads texts as CLIP's does, with a limit of 24 tokens."""
-    vocabulary = {word: index for index, word in enumerate(["<unk>", *TEXT.split(), "<start>", "<end>"])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[(token, vocabulary[token]) for token in ("<start>", "<end>")]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<start>",
-        eos_token="<end>",
-        pad_token="<end>",
-        unk_token="<unk>",
-        model_max_length=24,
-    )
+def tokenizer(word_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    """The words of the prompts and of a few classes, with a limit of 24 tokens."""
+    return word_tokenizer(TEXT.split(), model_max_length=24)
 
 
 @pytest.fixture(scope="session")
