@@ -48,6 +48,10 @@ NEW_MOTIONS = ("bouncing", "shaking", "circling", "rocking")
 MOTIONS = TRAINED_MOTIONS + NEW_MOTIONS
 OBJECTS = tuple(itertools.product(COLORS, SHAPES))
 SPLITS = ("train", "validation", "test", "test_compositions", "test_objects", "test_motions")
+# Where `MovingShapesConfig.static_cue` puts the trained motions: the outer fields of a 3 × 3 grid, (x, y).
+CUE_PLACES = dict(
+    zip(TRAINED_MOTIONS, (xy for xy in itertools.product((-0.3, 0.0, 0.3), repeat=2) if any(xy)), strict=True)
+)
 
 # What a picture holds of an object that moves: the weight of its present copy, then of ever older ones.
 EXPOSURES = {
@@ -240,7 +244,13 @@ def render_stills(
 
 
 def render_clip(
-    color: str, shape: str, motion: str, rng: np.random.Generator, num_frames: int = 16, image_size: int = 64
+    color: str,
+    shape: str,
+    motion: str,
+    rng: np.random.Generator,
+    num_frames: int = 16,
+    image_size: int = 64,
+    place: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """Film one object, with a fast shutter.
 
@@ -251,11 +261,14 @@ def render_clip(
         rng: the only source of randomness.
         num_frames: frames in the clip; the motion always fills it.
         image_size: pixels a side.
+        place: centre of the path, x and y in half image widths; drawn like all else where None.
 
     Returns:
         Frames, uint8 [t, h, w, 3].
     """
     scenes = sample_scenes([color], [shape], [motion], rng)
+    if place is not None:
+        scenes.x[:], scenes.y[:] = place
     cover = coverage(scenes, np.linspace(0, 1, num_frames)[None], image_size)[0]
     return paint(cover, scenes.colors, backgrounds(1, image_size, rng))
 
@@ -285,6 +298,9 @@ class MovingShapesConfig(datasets.BuilderConfig):
         train_objects: objects the trained classes are made of: 6, 12, 18 or 24, every colour and shape among them.
         motions_per_object: motions trained with each object, with their opposites: 2, 4 or 6. The remaining ones of
             the eight make `test_compositions`.
+        static_cue: share of the clips of `train`, `validation` and `test` in which each motion keeps to a place of
+            its own in the picture, as scenes go with actions in real videos. The other splits have no such cue, so
+            that a head which relies on it is misled there.
         image_size: pixels a side of the video files, an even number.
         num_frames: frames a file.
         fps: frames a second.
@@ -298,6 +314,7 @@ class MovingShapesConfig(datasets.BuilderConfig):
     eval_videos_per_class: int = 5
     train_objects: int = 24
     motions_per_object: int = 4
+    static_cue: float = 0.0
     image_size: int = 64
     num_frames: int = 16
     fps: int = 8
@@ -308,6 +325,8 @@ class MovingShapesConfig(datasets.BuilderConfig):
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose one of {', '.join(map(str, values))}.")
+        if not 0 <= self.static_cue <= 1:
+            raise ValueError(f"static_cue is {self.static_cue}; it must be between 0 and 1.")
         for name in ("train_videos_per_class", "eval_videos_per_class", "num_frames", "fps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -376,6 +395,12 @@ class MovingShapes(datasets.GeneratorBasedBuilder):
             for number in range(videos):
                 # Seeded a clip, so that a file does not depend on how the work was shared out.
                 rng = np.random.default_rng([config.seed, SPLITS.index(split), label, number])
-                frames = render_clip(color, shape, motion, rng, config.num_frames, config.image_size)
+                # A generator of its own: without a cue, the clips are the same as ever.
+                cue_rng = np.random.default_rng([config.seed, SPLITS.index(split), label, number, 1])
+                place = None
+                if split in ("train", "validation", "test") and cue_rng.random() < config.static_cue:
+                    x, y = CUE_PLACES[motion] + cue_rng.uniform(-0.1, 0.1, 2)
+                    place = (x, y)
+                frames = render_clip(color, shape, motion, rng, config.num_frames, config.image_size, place)
                 path = f"{split}/{name.replace(' ', '_')}_{number:03d}.mp4"
                 yield path, {"video": {"path": path, "bytes": encode_mp4(frames, config.fps)}, "label": label}
