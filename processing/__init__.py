@@ -2,6 +2,7 @@
 
 from .augmentation import augment_clip, clip_seed, train_transform
 from .frame_sampling import sample_indices
+from .long_video import classify_windows, merge_windows, plot_timeline, smooth_windows
 from .pipeline_mote import ZeroShotVideoClassificationPipeline
 from .processing_mote import MoTEProcessor
 from .prompts import PROMPT_SETS, encode_classes, get_prompt_set, parse_labels
@@ -17,15 +18,19 @@ __all__ = [
     "VideoDecodeError",
     "ZeroShotVideoClassificationPipeline",
     "augment_clip",
+    "classify_windows",
     "clip_seed",
     "decode_video",
     "encode_classes",
     "get_prompt_set",
     "get_protocol",
     "half_classes",
+    "merge_windows",
     "parse_labels",
+    "plot_timeline",
     "probe_video",
     "sample_indices",
     "score_views",
+    "smooth_windows",
     "train_transform",
 ]
