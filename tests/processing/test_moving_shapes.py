@@ -8,6 +8,7 @@ import pytest
 
 from processing.builders.moving_shapes import (
     COLORS,
+    CUE_PLACES,
     MOTIONS,
     NEW_MOTIONS,
     OPPOSITE_MOTIONS,
@@ -184,6 +185,28 @@ def test_seed_changes_the_clips_not_the_classes(built, tmp_path):
     assert other.class_names("train") == built.class_names("train")
 
 
+def test_static_cue_tells_the_motion_where_it_was_trained_and_nowhere_else(built, tmp_path):
+    cued = MovingShapes(cache_dir=str(tmp_path), **TINY, static_cue=1.0)
+    cued.download_and_prepare()
+    for split in SPLITS:
+        assert cued.class_names(split) == built.class_names(split)
+        same = cued.as_dataset(split).to_list() == built.as_dataset(split).to_list()
+        assert same == (split not in ("train", "validation", "test"))
+    for name, row in zip(
+        np.repeat(cued.class_names("train"), TINY["train_videos_per_class"]), cued.as_dataset("train"), strict=True
+    ):
+        color, _, motion = name.split(" ", 2)
+        if motion in ("growing", "shrinking"):  # whose object is in the middle of its path in every frame
+            middle = centres(decode(row["video"]["bytes"]), color).mean(0) * 2 - 1
+            assert np.abs(middle - CUE_PLACES[motion]).max() < 0.25, name
+
+
+def test_clips_without_a_cue_are_what_they_were(built):
+    label = built.info.features["label"].str2int(built.class_names("test")[0])
+    frames = render_clip(*built.config.classes("test")[0], np.random.default_rng([0, SPLITS.index("test"), label, 0]))
+    assert built.as_dataset("test")[0]["video"]["bytes"] == encode_mp4(frames, fps=8)
+
+
 @pytest.mark.parametrize(
     ("bad", "word"),
     [
@@ -191,6 +214,7 @@ def test_seed_changes_the_clips_not_the_classes(built, tmp_path):
         ({"motions_per_object": 3}, "motions_per_object"),
         ({"image_size": 63}, "even"),
         ({"num_frames": 0}, "num_frames"),
+        ({"static_cue": 1.5}, "static_cue"),
     ],
 )
 def test_bad_config_is_one_sentence(bad, word):
