@@ -2,7 +2,6 @@
 
 import gc
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence, Sized
 from types import GeneratorType
 from typing import Any
@@ -44,7 +43,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
                 "the zero-shot-video-classification pipeline needs processor=, with a video processor and a tokenizer"
             )
         self.model.eval()  # a model in training mode would draw experts at random
-        self._class_features: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+        self._class_features: dict[tuple, torch.Tensor] = {}  # the most recently used last
 
     def __call__(self, video: Any = None, candidate_labels: Any = None, **kwargs: Any) -> Any:
         """Assign labels to one or several videos.
@@ -171,14 +170,13 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             for weight in module.parameters()
         )
         key = (labels, templates, weights)
-        if key not in self._class_features:
-            self._class_features[key] = encode_classes(self.model, self.tokenizer, labels, templates)
-            for stale in [other for other in self._class_features if other[2] != weights]:
-                del self._class_features[stale]
-            if len(self._class_features) > CACHED_LABEL_LISTS:
-                self._class_features.popitem(last=False)
-        self._class_features.move_to_end(key)
-        return self._class_features[key]
+        features = self._class_features.get(key)
+        if features is None:
+            features = encode_classes(self.model, self.tokenizer, labels, templates)
+        kept = [item for item in self._class_features.items() if item[0] != key and item[0][2] == weights]
+        # Replaced, never edited: threads that share the pipeline read whole dicts.
+        self._class_features = dict([*kept, (key, features)][-CACHED_LABEL_LISTS:])
+        return features
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the model and the processor, as one folder that `pipeline` loads.

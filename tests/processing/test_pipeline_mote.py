@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,23 @@ def test_class_features_are_computed_once(classify, clips):
         assert len(encoded) == 3
     finally:
         handle.remove()
+
+
+def test_threads_share_a_pipeline(classify, clips):
+    lists = [[f"running {index}", "yoga"] for index in range(12)]  # more than are kept
+    expected = [(classify.class_features(labels), classify(clips[0], candidate_labels=labels)) for labels in lists]
+    order = np.random.default_rng(0).integers(len(lists), size=1500).tolist()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            features = list(pool.map(lambda index: classify.class_features(lists[index]), order))
+            scores = list(pool.map(lambda index: classify(clips[0], candidate_labels=lists[index]), order[:40]))
+    finally:
+        sys.setswitchinterval(interval)
+    for index, computed in zip(order, features, strict=True):
+        torch.testing.assert_close(computed, expected[index][0])
+    assert_same(scores, [expected[index][1] for index in order[:40]], 1e-5)
 
 
 def test_changed_weights_drop_the_class_features(make_model, processor, clips):
