@@ -13,21 +13,24 @@ the tables. Leaves in `--output` a JSON file a row and seed, and in `--report` `
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import harmonic_mean, mean
+from statistics import harmonic_mean, mean, stdev
 from typing import Any
 
 import datasets
 import torch
 import torch.nn.functional as F
 import transformers
+from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, CLIPImageProcessor
+from transformers import AutoTokenizer, CLIPImageProcessor, HfArgumentParser
 
 from modeling_mote import MoTEForVideoClassification
 from modeling_mote.feature_cache import class_features, load_with_metadata, write_whole
@@ -41,10 +44,15 @@ from processing.clips import VideoClips, collate_clips
 HERE = Path(__file__).resolve().parent
 CLIP = HERE / "moving_shapes_clip"
 NUM_FRAMES = 8
+STEPS = 400
 DIAL = (-0.6, -1.2, -2.4, -4.8, -9.6, "inf", 9.6, 4.8, 2.4, 1.2, 0.6)
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SPLITS = ("train", "test", "test_compositions", "test_objects", "test_motions")
 TEMPERATURES = (-9.6, -4.8, -2.4, -1.2, -0.6, 0.6, 1.2, 2.4, 4.8, 9.6, "inf")
+
+
+def option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ WORLDS = [World(*parts) for parts in itertools.product((6, 12), (2, 4), (0.0, 0.
 # The rule, fixed before any of these worlds was scored: of the worlds whose trained classes the plain head learns, the
 # one where it loses most against CLIP, in the mean of these columns. No row of MoTE enters it.
 LEARNED = 0.9
+WORLD = World(12, 2, 0.9, eval_videos_per_class=20)
 LOST_ON = ("compositions", "objects", "motions", "names_objects", "names_motions")
 
 
@@ -185,12 +194,12 @@ def new_model(variant: Variant, data: Data) -> MoTEForVideoClassification:
     return model
 
 
-def train(variant: Variant, seed: int, data: Data, steps: int, batch_size: int = 64, lr: float = 1e-3) -> Any:
+def train(variant: Variant, seed: int, data: Data, steps: int, batch_size: int = 32, lr: float = 1e-3) -> Any:
     """A head trained on the cached features with the authors' schedule: the model, in evaluation mode."""
     torch.manual_seed(seed)
     model = new_model(variant, data)
     freeze(model, image_tower=True)
-    optimizer = torch.optim.AdamW(parameter_groups(model, lr, 0.0))
+    optimizer = torch.optim.AdamW(parameter_groups(model, lr, 0.0), fused=True)
     frames, labels = data.frame_embeds["train"], data.labels["train"]
     order = torch.Generator().manual_seed(seed)
     queue = torch.empty(0, dtype=torch.long)
@@ -405,11 +414,307 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def choose_world(output: Path, processes: int, steps: int, seeds: int = 2) -> list[dict[str, Any]]:
-    """CLIP's and the plain head's rows in every world of the grid, the chosen world first."""
-    rows = []
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        futures = [pool.submit(score_world, world, seeds, steps, output) for world in WORLDS]
-        for future in tqdm(as_completed(futures), total=len(futures), desc="worlds"):
-            rows.append(future.result())
+def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of worlds, the one that the rule chooses first."""
     return sorted(rows, key=lambda row: (row["plain"]["trained"] < LEARNED, -row["lost"]))
+
+
+def choose_world(output: Path, folder: Path, processes: int, steps: int, seeds: int = 2) -> str:
+    """Scores CLIP and the plain head in every world of the grid; writes and returns the rows, the chosen one first."""
+    rows = ranked(compute(score_world, [(world, seeds, steps, output) for world in WORLDS], processes, "worlds"))
+    columns = ("trained", *LOST_ON)
+    body = []
+    for row in rows:
+        world = row["world"]
+        pairs = (f"{100 * row['clip'][column]:.1f} / {100 * row['plain'][column]:.1f}" for column in columns)
+        options = (str(world[name]) for name in ("train_objects", "motions_per_object", "static_cue"))
+        body.append([*options, *pairs, f"{100 * row['lost']:.1f}"])
+    head = ["trained objects", "motions each", "static cue", *(COLUMNS[column] for column in columns), "lost"]
+    shown = table(head, body)
+    write_text(folder / "ablation" / "worlds.json", json.dumps(rows, indent=1) + "\n")
+    write_tables(folder / "ablation.md", {"worlds": shown})
+    return shown
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+COLUMNS = {
+    "trained": "trained classes",
+    "compositions": "unseen compositions",
+    "objects": "unseen objects",
+    "motions": "unseen motions",
+    "trade_off": "trade-off",
+    "one_list_trained": "one list: trained",
+    "one_list_unseen": "one list: unseen",
+    "names_objects": "object names: unseen objects",
+    "names_motions": "object names: unseen motions",
+}
+# Title, variant, and which of its scores.
+Rows = list[tuple[str, str, str]]
+COMPONENTS: Rows = [
+    ("CLIP, mean pooling", "clip", "off"),
+    ("plain temporal Transformer", "plain", "off"),
+    ("one expert, same extra losses (control)", "control", "off"),
+    ("experts, multinomial routing", "experts", "off"),
+    ("+ merging loss", "merging", "off"),
+    ("+ MSE", "mote", "off"),
+    ("+ modulation (MoTE)", "mote", "modulated"),
+    ("control + modulation", "control", "modulated"),
+    ("plain + modulation", "plain", "modulated"),
+    ("+ modulation, gamma 0.5 for 0.05", "mote", "modulated_wide"),
+    ("control + modulation, gamma 0.5", "control", "modulated_wide"),
+]
+CHOICES: Rows = [
+    ("4 experts, multinomial, merged, set of temperatures", "mote", "off"),
+    ("random routing", "random_routing", "off"),
+    ("2 experts", "experts_2", "off"),
+    ("6 experts", "experts_6", "off"),
+    ("one merge point (uniform)", "fixed_point", "off"),
+    ("experts' logits averaged at test", "mote", "logits"),
+    ("one random expert a layer at test", "mote", "routed"),
+]
+LAYERS: dict[str, Rows] = {
+    kind: [(f"{kind}, {n} layers", name if n == 4 else f"{name}_layers_{n}", "off") for n in range(1, 7)]
+    for kind, name in {"plain": "plain", "MoTE": "mote"}.items()
+}
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation in percent; the mean alone of one value."""
+    shown = f"{100 * mean(values):.1f}"
+    return shown if len(values) == 1 else f"{shown} ± {100 * stdev(values):.1f}"
+
+
+def table(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+class Results:
+    """Rows by variant, a seed each."""
+
+    def __init__(self, rows: list[dict[str, Any]]):
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        for row in sorted(rows, key=lambda row: row["seed"]):
+            self.rows.setdefault(row["variant"], []).append(row)
+
+    def values(self, variant: str, mode: str, column: str) -> list[float]:
+        return [row[mode][column] for row in self.rows[variant]]
+
+    def scores(self, rows: Rows) -> str:
+        body = [
+            [title, *(spread(self.values(variant, mode, column)) for column in COLUMNS)]
+            for title, variant, mode in rows
+        ]
+        return table(["top-1, %", *COLUMNS.values()], body)
+
+    def differences(self, rows: Rows) -> str:
+        """To the control of the same seed."""
+        body = []
+        for title, variant, mode in rows:
+            if (variant, mode) not in {("clip", "off"), ("control", "off")}:
+                pairs = {
+                    c: zip(self.values(variant, mode, c), self.values("control", "off", c), strict=True)
+                    for c in COLUMNS
+                }
+                body.append([title, *(spread([ours - control for ours, control in pairs[c]]) for c in COLUMNS)])
+        return table(["difference to the control, points", *COLUMNS.values()], body)
+
+    def curve(self, variant: str, mode: str, column: str) -> list[list[float]]:
+        """Values of a list of scores, [points][seeds]."""
+        return [
+            list(point)
+            for point in zip(*([each[column] for each in row[mode]] for row in self.rows[variant]), strict=True)
+        ]
+        scores = [[each[column] for each in row[mode]] for row in self.rows[variant]]
+        return [list(point) for point in zip(*scores, strict=True)]
+
+
+def plot_dial(results: Results, path: Path) -> None:
+    """Trained against unseen accuracy along the merge temperature and along the scale of the temporal part."""
+    figure = Figure(figsize=(11, 4.6))
+    axes = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.12, "top": 0.92, "wspace": 0.2})
+    for axis, columns, title in zip(
+        axes, (UNSEEN, ("names_objects", "names_motions")), ("names of unseen classes", "object names"), strict=True
+    ):
+
+        def unseen(points: list[list[list[float]]]) -> list[float]:
+            return [100 * mean(itertools.chain(*values)) for values in zip(*points, strict=True)]
+
+        for mode, color, marker, name in (
+            ("dial", "#0072b2", "o", "MoTE, merge temperature -0.6 to 0.6 through infinity"),
+            ("scale", "#d55e00", ".", "MoTE, temporal part × 0 (CLIP) to 1"),
+        ):
+            x = unseen([results.curve("mote", mode, column) for column in columns])
+            y = [100 * mean(values) for values in results.curve("mote", mode, "trained")]
+            axis.plot(x, y, marker=marker, color=color, label=name, linewidth=1, markersize=5)
+            for index in (0, DIAL.index("inf"), len(DIAL) - 1) if mode == "dial" else ():
+                axis.annotate(
+                    str(DIAL[index]), (x[index], y[index]), textcoords="offset points", xytext=(5, 4), fontsize=8
+                )
+        x = unseen([results.curve("control", "scale", column) for column in columns])
+        y = [100 * mean(values) for values in results.curve("control", "scale", "trained")]
+        axis.plot(
+            x, y, marker=".", color="#009e73", label="control, temporal part × 0 to 1", linewidth=1, markersize=5
+        )
+        for variant, marker, name in (("plain", "s", "plain"), ("control", "^", "control"), ("clip", "*", "CLIP")):
+            unseen_one = 100 * mean(itertools.chain(*(results.values(variant, "off", column) for column in columns)))
+            trained = 100 * mean(results.values(variant, "off", "trained"))
+            axis.plot(unseen_one, trained, marker, color="black", label=name, markersize=6)
+        axis.set(title=title, xlabel="unseen, top-1 %", ylabel="trained, top-1 %")
+    axes[0].legend(fontsize=7.5, loc="lower left")
+    save(figure, path)
+
+
+def plot_layers(results: Results, path: Path) -> None:
+    """Accuracy over the number of temporal layers, with the standard deviation over seeds."""
+    figure = Figure(figsize=(11, 3.6))
+    axes = figure.subplots(1, 3, gridspec_kw={"left": 0.06, "right": 0.99, "bottom": 0.14, "top": 0.9, "wspace": 0.22})
+    for axis, columns, title in zip(
+        axes,
+        (("trained",), UNSEEN, ("names_objects", "names_motions")),
+        ("trained classes", "unseen classes", "object names on unseen classes"),
+        strict=True,
+    ):
+        for (kind, rows), color in zip(LAYERS.items(), ("#d55e00", "#0072b2"), strict=True):
+            seeds = [
+                [100 * mean(each) for each in zip(*(results.values(name, mode, c) for c in columns), strict=True)]
+                for _, name, mode in rows
+            ]
+            spreads = [stdev(each) if len(each) > 1 else 0.0 for each in seeds]
+            axis.errorbar(
+                range(1, 7), [mean(each) for each in seeds], spreads, label=kind, color=color, marker="o", capsize=3
+            )
+        axis.axhline(
+            100 * mean(results.values("clip", "off", column)[0] for column in columns),
+            color="grey",
+            linestyle=":",
+            label="CLIP",
+        )
+        axis.set(title=title, xlabel="temporal layers", ylabel="top-1 %")
+    axes[0].legend(fontsize=8)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=90)
+    os.replace(partial, path)
+
+
+def report(rows: list[dict[str, Any]], data: Data, folder: Path) -> str:
+    """Writes results and plots, puts the tables between the marks of `ablation.md`; returns the tables."""
+    results = Results(rows)
+    clips = {column: len(data.labels[split]) for column, split in zip(("trained", *UNSEEN), SPLITS[1:], strict=True)}
+    seeds = len(results.rows["mote"])
+    experts = [
+        [
+            VARIANTS[name].title,
+            *(f"{mean(row[key] for row in results.rows[name]):.2f}" for key in ("weights_cosine", "features_cosine")),
+            *(
+                spread([mean(alone[column] for alone in row["alone"]) for row in results.rows[name]])
+                for column in ("trained", *UNSEEN)
+            ),
+        ]
+        for name in ("experts", "merging", "mote", "random_routing", "fixed_point")
+    ]
+    head = ["", "cosine of weights", "cosine of features", *(f"one alone: {COLUMNS[c]}" for c in ("trained", *UNSEEN))]
+    tables = {
+        "settings": f"{seeds} seeds, {rows[0]['settings']['steps']} steps; clips: "
+        + ", ".join(f"{count} {COLUMNS[column]}" for column, count in clips.items())
+        + f"; classes: {', '.join(str(len(data.classes[split])) for split in SPLITS[1:])}.",
+        "components": results.scores(COMPONENTS),
+        "differences": results.differences(COMPONENTS + CHOICES[1:]),
+        "choices": results.scores(CHOICES),
+        "layers": results.scores(list(itertools.chain(*LAYERS.values()))),
+        "experts": table(head, experts),
+    }
+    rounded = json.loads(json.dumps({"n": clips, "rows": rows}), parse_float=lambda text: round(float(text), 4))
+    write_text(folder / "ablation.json", json.dumps(rounded))
+    plot_dial(results, folder / "ablation" / "dial.png")
+    plot_layers(results, folder / "ablation" / "layers.png")
+    write_tables(folder / "ablation.md", tables)
+    return "\n\n".join(f"{name}\n{shown}" for name, shown in tables.items())
+
+
+def write_tables(path: Path, tables: dict[str, str]) -> None:
+    """Puts tables between their marks in a Markdown file; where there is none, writes one of tables alone."""
+    text = (
+        path.read_text(encoding="utf-8")
+        if path.is_file()
+        else "".join(f"<!-- {name} -->\n<!-- end -->\n\n" for name in tables)
+    )
+    for name, shown in tables.items():
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        if mark:
+            text = before + mark + shown + "\n" + rest[rest.index("<!-- end -->") :]
+    write_text(path, text)
+
+
+@dataclass
+class Arguments:
+    output: str = option(
+        "runs/ablation", "folder of videos, features, heads and results; what is there is not computed again"
+    )
+    report: str = option(str(HERE.parent / "docs"), "folder of ablation.json, ablation.md and the plots")
+    seeds: int = option(5, "seeds a row")
+    steps: int = option(STEPS, "training steps of a head, 32 clips each")
+    processes: int = option(2, "rows computed at a time, each on one thread")
+    only: str | None = option(None, f"one row: {', '.join(['clip', *VARIANTS])}")
+    seed: int = option(0, "with --only, its seed")
+    choose_world: bool = option(
+        False, "score CLIP and the plain head in each world of the grid, and name the chosen one"
+    )
+    quick: bool = option(False, "few clips, steps and seeds; the report goes to the output folder")
+
+
+def compute(function: Callable[..., Any], calls: list[tuple[Any, ...]], processes: int, title: str) -> list[Any]:
+    """What a function returns for each tuple of arguments, computed side by side."""
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        futures = [pool.submit(function, *call) for call in calls]
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc=title):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
+
+
+def ablate(arguments: Arguments) -> None:
+    quiet()
+    output, world, seeds, steps = Path(arguments.output), WORLD, arguments.seeds, arguments.steps
+    for name in ("seeds", "steps", "processes"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+    if arguments.only is not None and arguments.only not in ("clip", *VARIANTS):
+        raise ValueError(f"--only {arguments.only}: no such row; choose one of {', '.join(['clip', *VARIANTS])}.")
+    folder = Path(arguments.report)
+    if arguments.quick:
+        world = replace(world, train_videos_per_class=2, eval_videos_per_class=2)
+        seeds, steps, folder = 2, 10, output
+    if arguments.choose_world:
+        print(choose_world(output, folder, arguments.processes, steps))
+        return
+    encode_world(world, output)
+    data = load_world(world, output)  # also computes the class features, once for all processes
+    if arguments.only is not None:
+        row = run_row(arguments.only, arguments.seed, world, steps, output)
+        print(table(["top-1, %", *COLUMNS.values()], [[arguments.only, *(spread([row["off"][c]]) for c in COLUMNS)]]))
+        return
+    calls = [("clip", 0, world, steps, output)]
+    calls += [(name, seed, world, steps, output) for name in VARIANTS for seed in range(seeds)]
+    print(report(compute(run_row, calls, arguments.processes, "rows"), data, folder))
+
+
+def main() -> None:
+    try:
+        parser = HfArgumentParser(Arguments, description=__doc__.splitlines()[0])  # type: ignore[arg-type]
+        ablate(parser.parse_args_into_dataclasses()[0])
+    except (ValueError, OSError, SafetensorError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main()
