@@ -28,6 +28,7 @@ from .video_processing_mote import OWN_KWARGS, open_encoded
 OPTIONS = ("prompts", "num_frames", "num_clips", "num_crops", "sampling", "short_video", "strict")
 THUMBNAIL_SIDE = 128  # pixels, the longer one
 THUMBNAILS = 8  # in a timeline
+LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")  # each for ten labels
 
 
 @dataclass(eq=False)
@@ -107,6 +108,7 @@ def _classify(
     scorer: "_Scorer", source: _Source, window: float, stride: float, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     batch: list[_Window] = []
+    each = None
     for each in _windows(source, window, stride, scorer.resize, scorer.strict):
         sampled = each._replace(frames=scorer.sample(each.frames, f"{source.name}, {each.start:g} to {each.end:g} s,"))
         batch.append(sampled)
@@ -115,40 +117,36 @@ def _classify(
             batch = []
     if batch:
         yield from scorer.score(batch)
+    if each is None:  # short windows far apart, and a video that is shorter than the way to the next
+        raise VideoDecodeError(f"{source.name} shows no frame within a window of {window} s every {stride} s.")
 
 
 def _windows(
     source: _Source, window: float, stride: float, resize: Callable[[np.ndarray], torch.Tensor], strict: bool
 ) -> Iterator[_Window]:
     """Every window with all of its frames, as soon as it is complete."""
-    found, last, number = _Pass(), 0.0, 0
-    start, end = 0.0, float(window)  # of the window that is waited for
+    found, last = _Pass(), 0.0
+    number, start, end = 0, 0.0, float(window)  # of the window that waits for its frames
     held: deque[_Frame] = deque()  # the frames from its start on
     picture: _Picture | None = None
     failure: Exception | None = None
-
-    def complete(until: float) -> Iterator[_Window]:
-        frames = [frame for frame in held if start <= frame.seconds < end]
-        if frames:
-            yield _Window(start, until, frames)
-
     with source.open() as (container, stream):
         clock, inventory = _Clock(container, stream), _Inventory(container, stream)
         try:
             for frame in _frames(container, stream, inventory):
                 picture = picture or _Picture(frame)
                 seconds = clock.tick(frame)
-                found.num_frames += 1
                 while seconds >= end:
-                    yield from complete(end)
-                    # Without frames, on to the last window that ends before this one.
+                    if frames := [each for each in held if start <= each.seconds < end]:
+                        yield _Window(start, end, frames)
+                    # Without frames, on to the windows that end where this one is shown.
                     number = number + 1 if held else max(number + 1, int((seconds - window) / stride))
                     start, end = round(number * stride, 6), round(number * stride + window, 6)
                     while held and held[0].seconds < start:
                         held.popleft()
                 if seconds >= start:
                     held.append(_Frame(seconds, resize(picture.rgb(frame))))
-                last = max(last, seconds)
+                last, found.num_frames = max(last, seconds), found.num_frames + 1
             found.breakage = inventory.shortage()
         except av.FFmpegError as error:
             failure, found.breakage = error, _reason(error)
@@ -158,7 +156,8 @@ def _windows(
             f"{source.name}: no frame can be decoded ({found.breakage or 'the video stream is empty'})."
         ) from failure
     _report(source, found, strict)
-    yield from complete(min(end, duration))
+    if frames := [each for each in held if start <= each.seconds]:
+        yield _Window(start, min(end, duration), frames)
 
 
 class _Scorer:
@@ -180,7 +179,7 @@ class _Scorer:
     def resize(self, image: np.ndarray) -> torch.Tensor:
         """A frame [h, w, 3] at the size from which the model's are cropped, uint8 [3, h, w]."""
         as_it_is = dict.fromkeys(("do_sample_frames", "do_center_crop", "do_rescale", "do_normalize"), False)
-        frame = torch.from_numpy(image.copy()).permute(2, 0, 1)
+        frame = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
         return self.processor([frame[None]], num_crops=1, **as_it_is)["pixel_values_videos"][0][0]
 
     def sample(self, frames: list[_Frame], name: str) -> list[_Frame]:
@@ -318,32 +317,35 @@ def plot_timeline(windows: Sequence[Mapping[str, Any]], *, top_k: int = 5) -> An
     drawn = np.argsort(-scores.max(axis=0), kind="stable")[:top_k]
     begin, end = windows[0]["start"], windows[-1]["end"]
 
-    figure = Timeline(figsize=(12, 4.5), dpi=120, layout="constrained")
+    names = [textwrap.fill(labels[label], 32) for label in drawn]
+    lines = sum(name.count("\n") + 1 for name in names)
+    height = max(4.5, 1 + 0.22 * lines)
+    figure = Timeline(figsize=(12, height), dpi=120, layout="constrained")
     pictured = [each for each in windows if each.get("thumbnail") is not None]
-    columns = min(THUMBNAILS, len(pictured)) or 1
-    grid = figure.add_gridspec(2, columns, height_ratios=(1, 3), wspace=0.02)
-    middles = np.array([(each["start"] + each["end"]) / 2 for each in pictured])
-    for column in range(columns if pictured else 0):
-        middle = begin + (column + 0.5) * (end - begin) / columns
+    columns = min(THUMBNAILS, len(pictured))
+    grid = figure.add_gridspec(2, max(columns, 1), height_ratios=(1.2, height - 1.2))
+    for column in range(columns):
+        shown = _nearest(pictured, begin + (column + 0.5) * (end - begin) / columns)
         strip = figure.add_subplot(grid[0, column])
-        strip.imshow(pictured[int(np.abs(middles - middle).argmin())]["thumbnail"])
+        strip.imshow(shown["thumbnail"])
         strip.axis("off")
 
-    axes = figure.add_subplot(grid[1, :] if pictured else grid[:, :])
-    for label in drawn:
-        times: list[float] = []
-        heights: list[float] = []
-        for (start, stop), score in zip(spans, scores[:, label], strict=True):
-            if times and start > times[-1]:  # a stretch that no window saw
-                times, heights = [*times, start], [*heights, float("nan")]
-            times, heights = [*times, start, stop], [*heights, score, score]
-        axes.plot(times, heights, label=textwrap.shorten(labels[label], 40, placeholder=" ..."), linewidth=1.8)
+    axes = figure.add_subplot(grid[1, :] if columns else grid[:, :])
+    unseen = [2 * number for number in range(1, len(spans)) if spans[number - 1][1] < spans[number][0]]
+    times = np.insert(np.array(spans, float).ravel(), unseen, np.nan)  # a curve breaks where no window saw the video
+    curves = []
+    for rank, label in enumerate(drawn):
+        heights = np.insert(np.repeat(scores[:, label], 2), unseen, np.nan)
+        style = LINE_STYLES[rank // 10 % len(LINE_STYLES)]
+        curves += axes.plot(times, heights, color=f"C{rank % 10}", linestyle=style, linewidth=1.8)
     axes.set(xlim=(begin, end), ylim=(0, 1.02), xlabel="seconds" if end < 60 else "time", ylabel="score")
-    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 3, 6, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10] if end < 60 else [1, 2, 3, 6, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _clock_time(seconds, end)))
     axes.grid(alpha=0.3)
-    more = f"\nof {len(labels)} labels" if len(labels) > len(drawn) else ""
-    figure.legend(loc="outside right upper", frameon=False, title=f"best {len(drawn)}{more}" if more else None)
+    title = f"best {len(drawn)} of {len(labels)} labels" if len(labels) > len(drawn) else None
+    legend = figure.legend(curves, names, loc="outside right upper", frameon=False, title=title)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a label may cost $5
     return figure
 
 
@@ -360,6 +362,10 @@ def _spans(windows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
             middle = round((right["start"] + left["end"]) / 2, 6)
             spans[index], spans[index + 1] = (spans[index][0], middle), (middle, spans[index + 1][1])
     return spans
+
+
+def _nearest(windows: Sequence[Mapping[str, Any]], seconds: float) -> Mapping[str, Any]:
+    return min(windows, key=lambda each: abs((each["start"] + each["end"]) / 2 - seconds))
 
 
 def _clock_time(seconds: float, end: float) -> str:
