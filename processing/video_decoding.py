@@ -1,8 +1,9 @@
 """The frames of a video file, exactly as a sequential PyAV decode gives them, upright, and how many there are.
 
 A file's header does not say how many frames can be decoded: containers count packets, edit lists hide some, damaged
-files break off. So every file is decoded in order from its first frame, only the wanted frames are kept and turned
-into RGB, and n is what the decoder really gave.
+files break off. So a file is decoded in order from its first frame, only the wanted frames are kept and turned into
+RGB, and n is what the decoder really gave. An H.264 file in MP4 or Matroska whose packets are all there and whole is
+decoded in part, the packets that the wanted frames need; n is then the number of its packets.
 """
 
 import functools
@@ -24,10 +25,15 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from transformers.video_utils import VideoMetadata
 
+from .h264_packets import H264Packets
+
 VideoSource = str | os.PathLike[str] | bytes | BinaryIO
 FrameChoice = Sequence[int] | np.ndarray | Callable[[VideoMetadata], Sequence[int] | np.ndarray]
 
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
+
+# FFmpeg's names of the containers that hold H.264 as units behind their lengths, a picture a packet.
+PACKED_H264 = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
 # Seconds decoded before a clip that starts late in a long file, for a decoder that has settled when the clip begins.
 SEEK_MARGIN = 2.0
@@ -61,11 +67,11 @@ def decode_video(
         sample: The wanted frames: None for all, indices in any order, repeated or not, or a function from the video's
             metadata to indices. The function is called with n as the container tells it and, in the rare file whose
             decodable frames are another number, once more with that number.
-        backend: `"auto"` and `"pyav"` decode in order with PyAV. `"decord"` and `"torchcodec"` seek, faster in files
-            with many key frames, and are used only for files on which seeking is exact (MP4 or MOV, H.264 in 8 bits,
-            not rotated, not edited, as many packets as the header says); PyAV does the others. They see only damage
-            in the parts that they decode, so `"auto"` never takes them.
-        strict: Whether a file that breaks off is an error.
+        backend: `"auto"` and `"pyav"` decode with PyAV, of H.264 in MP4 and Matroska only what the wanted frames need;
+            damage within a picture that they don't need is not seen. `"decord"` and `"torchcodec"` seek, and are used
+            only for files on which seeking is exact (MP4 or MOV, H.264 in 8 bits, not rotated, not edited, as many
+            packets as the header says); PyAV does the others. `"auto"` never takes them.
+        strict: Whether a file that breaks off is an error. Every frame is then decoded.
         start: Where the clip starts in a longer file, in seconds; frames before it are not counted, and in an MP4 file
             not decoded but for the last seconds, so damage there goes unseen.
         end: Where the clip ends, in seconds; frames at and after it are not counted.
@@ -100,6 +106,10 @@ def decode_video(
                 images = _SEEKERS[backend](source.rewound(), wanted, scan.num_frames)
                 return images, scan.metadata(backend, wanted)
 
+    if sample is not None and not strict:
+        partly = _decode_needed(source, clip, sample)
+        if partly is not None:
+            return partly
     if choose is not None:
         indices, found = _decode_sampled(source, clip, choose)
     else:
@@ -231,6 +241,12 @@ class _Clip:
     def __bool__(self) -> bool:
         return self.start is not None or self.end is not None
 
+    def __contains__(self, seconds: float) -> bool:
+        return (self.start or 0) <= seconds and not self.is_over(seconds)
+
+    def is_over(self, seconds: float) -> bool:
+        return self.end is not None and seconds >= self.end
+
 
 @dataclass
 class _Pass:
@@ -271,9 +287,9 @@ def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None) -> _Pass:
                     picture = _Picture(frame)
                     found.height, found.width = picture.height, picture.width
                 seconds = clock.tick(frame) if clip else 0.0
-                if clip.end is not None and seconds >= clip.end:
+                if clip.is_over(seconds):
                     break
-                if clip.start is not None and seconds < clip.start:
+                if seconds not in clip:
                     continue
                 if keep is None or found.num_frames in keep:
                     found.images[found.num_frames] = picture.rgb(frame)
@@ -290,6 +306,88 @@ def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None) -> _Pass:
             f"{source.name}: no frame can be decoded ({found.breakage or 'the video stream is empty'})."
         ) from failure
     return found
+
+
+def _decode_needed(source: _Source, clip: _Clip, sample: FrameChoice) -> tuple[np.ndarray, VideoMetadata] | None:
+    """Decode only what the wanted frames need; None wherever that may differ from decoding in order."""
+    with source.open() as (container, stream), suppress(av.FFmpegError):
+        if stream.codec_context.name != "h264" or container.format.name not in PACKED_H264:
+            return None
+        # Damage is an error here, as it would be patched with what was decoded before it; slice threads hide it.
+        stream.codec_context.options, stream.codec_context.thread_count = {"err_detect": "explode"}, 1
+        _skip_towards(clip.start or 0.0, container)
+        listed = _list_pictures(container, stream, clip)
+        if listed is None:
+            return None
+        packets, shown, picture, found = listed
+        try:
+            wanted = _as_indices(sample(found.metadata("pyav")) if callable(sample) else sample)
+            indices = {packets.times[shown[i]]: i for i in _in_range(source, wanted, found.num_frames).tolist()}
+        except Exception:  # decoding in order tells whether the number of frames that it refuses is right
+            return None
+        runs = packets.needed(shown[i] for i in indices.values())
+        container.seek(container.start_time or 0)
+        _skip_towards(clip.start or 0.0, container)
+        decoded = 0
+        for frame in _decode_runs(container, stream, packets, runs):
+            decoded += not frame.is_corrupt
+            if frame.pts in indices:
+                found.images[indices[frame.pts]] = picture.rgb(frame)
+        if decoded == sum(map(len, runs)) and len(found.images) == len(indices):
+            return np.stack([found.images[i] for i in wanted.tolist()]), found.metadata("pyav", wanted)
+    return None
+
+
+def _list_pictures(
+    container: av.container.InputContainer, stream: av.VideoStream, clip: _Clip
+) -> "tuple[H264Packets, list[int], _Picture, _Pass] | None":
+    """The packets, and which of them holds each frame of the clip, if the file is whole as far as packets tell."""
+    found, inside = _Pass(), []
+    picture: _Picture | None = None
+    clock, inventory = _Clock(container, stream), _Inventory(container, stream)
+    packets = H264Packets(stream.codec_context.extradata or b"")
+    for packet in container.demux():
+        inventory.add(packet)
+        if packet.stream.index != stream.index or _is_flush(packet):
+            continue
+        seconds = clock.tick(packet) if clip else 0.0
+        if packet.is_keyframe and clip.is_over(seconds):
+            break
+        packets.add(bytes(packet), packet.pts)
+        if not packets.sound or packet.is_discard or packet.is_corrupt:
+            return None
+        inside.append(seconds in clip)
+        if picture is None:
+            first = stream.codec_context.decode(packet) + stream.codec_context.decode(None)
+            if not first:
+                return None
+            picture = _Picture(first[0])
+    else:
+        if inventory.shortage() or (stream.frames > len(inside) and not clip):
+            return None
+    order = packets.display_order(stream.codec_context.reorder_depth)
+    if order is None or picture is None:
+        return None
+    shown = [number for number in order if inside[number]]
+    found.num_frames, found.fps = len(shown), clock.fps
+    found.height, found.width = picture.height, picture.width
+    return packets, shown, picture, found
+
+
+def _decode_runs(
+    container: av.container.InputContainer, stream: av.VideoStream, packets: H264Packets, runs: list[list[int]]
+) -> Iterator[av.VideoFrame]:
+    """The frames of runs of packets; nothing of one run serves the next."""
+    numbered = enumerate(container.demux(stream))
+    for run in runs:
+        needed = set(run)
+        for number, packet in numbered:
+            if number in needed and packet.pts == packets.times[number]:
+                yield from stream.codec_context.decode(packet)
+            if number == run[-1]:
+                break
+        yield from stream.codec_context.decode(None)
+        stream.codec_context.flush_buffers()
 
 
 def _decode_sampled(source: _Source, clip: _Clip, choose: Callable[[VideoMetadata], Any]) -> tuple[np.ndarray, _Pass]:
@@ -326,8 +424,7 @@ def _scan(source: _Source, clip: _Clip) -> _Pass:
                 whole = whole and not packet.is_discard and not packet.is_corrupt
                 if packet.is_discard:
                     continue  # an edit list hides its frame
-                seconds = clock.tick(packet) if clip else 0.0
-                found.num_frames += (clip.start or 0) <= seconds and (clip.end is None or seconds < clip.end)
+                found.num_frames += not clip or clock.tick(packet) in clip
         except av.FFmpegError:
             whole = False  # decoding will say why
         if first is not None:
@@ -399,14 +496,15 @@ class _Inventory:
         self._container, self._stream = container, stream
         self._packets = 0
         self._last: av.Packet | None = None
-        self._end = 0.0  # of what was read from any stream, in seconds
+        self._ends: dict[int, int] = {}  # of what was read from each stream, in its ticks
 
     def add(self, packet: av.Packet) -> None:
         if _is_flush(packet):
             return
-        if packet.pts is not None and packet.time_base:
-            self._end = max(self._end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream.index == self._stream.index:
+        index = packet.stream.index
+        if packet.pts is not None:
+            self._ends[index] = max(self._ends.get(index, 0), packet.pts + (packet.duration or 0))
+        if index == self._stream.index:
             self._packets, self._last = self._packets + 1, packet
 
     def shortage(self) -> str | None:
@@ -416,6 +514,8 @@ class _Inventory:
         if self._last.is_corrupt:
             return "the file ends within a packet"
         kind, decoded_at = self._container.format.name, self._last.dts or 0
+        streams = self._container.streams
+        end = max((float(ticks * (streams[i].time_base or 0)) for i, ticks in self._ends.items()), default=0.0)
         if "mp4" in kind:
             # The sample table after edit lists; the header's own count knows nothing of edits.
             table = self._stream.index_entries
@@ -424,10 +524,10 @@ class _Inventory:
             # Empty chunks show the previous frame again; they are no packets, but count in the times.
             ends_early = max(self._packets, decoded_at + 1) < self.FAR_FEWER * self._stream.frames
         elif kind in ("matroska,webm", "flv"):
-            ends_early = self._end < self.FAR_FEWER * (self._container.duration or 0) / av.time_base
+            ends_early = end < self.FAR_FEWER * (self._container.duration or 0) / av.time_base
         else:
             ends_early = False  # raw and transport streams promise nothing
-        return f"it ends at {self._end:.2f} s, earlier than its header says" if ends_early else None
+        return f"it ends at {end:.2f} s, earlier than its header says" if ends_early else None
 
 
 class _Picture:
