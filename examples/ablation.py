@@ -10,11 +10,12 @@ the tables. Leaves in `--output` a JSON file a row and seed, and in `--report` `
 `ablation.md` and two plots.
 """
 
+import copy
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
@@ -30,9 +31,10 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, CLIPImageProcessor, HfArgumentParser
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, HfArgumentParser
 
-from modeling_mote import MoTEForVideoClassification
+from modeling_mote import MoTEForVideoClassification, modulation_search
+from modeling_mote.blending import blend_with_clip
 from modeling_mote.feature_cache import class_features, load_with_metadata, write_whole
 from modeling_mote.modeling_mote import merging_weights, temporal_feature_modulation
 from modeling_mote.training import freeze, lr_at, parameter_groups, step_generator
@@ -46,6 +48,7 @@ CLIP = HERE / "moving_shapes_clip"
 NUM_FRAMES = 8
 STEPS = 400
 DIAL = (-0.6, -1.2, -2.4, -4.8, -9.6, "inf", 9.6, 4.8, 2.4, 1.2, 0.6)
+DIALED = ("experts", "merging", "mote")
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SPLITS = ("train", "test", "test_compositions", "test_objects", "test_motions")
 TEMPERATURES = (-9.6, -4.8, -2.4, -1.2, -0.6, 0.6, 1.2, 2.4, 4.8, 9.6, "inf")
@@ -135,33 +138,44 @@ def load_clip(**config: Any) -> MoTEForVideoClassification:
     return MoTEForVideoClassification.from_pretrained(CLIP, num_frames=NUM_FRAMES, dtype=torch.float32, **config)
 
 
-@torch.no_grad()
-def encode_world(world: World, output: Path) -> None:
-    """Writes a world's videos, encodes every frame once, and keeps the features."""
-    path = output / "worlds" / f"{world.name}.safetensors"
-    if path.is_file():
-        return
-    builder = MovingShapes(cache_dir=str(output / "data"), **asdict(world))
-    builder.download_and_prepare()
-    model, pixels = load_clip().eval(), CLIPImageProcessor.from_pretrained(CLIP)
-    side = model.config.vision_config.image_size
+def read_clips(builder: MovingShapes, split: str, first: int | None = None) -> Iterator[dict[str, Any]]:
+    """Batches of a split's pixels and class indices, of the first few clips of each class where asked."""
+    pixels = CLIPImageProcessor.from_pretrained(CLIP)
     video_processor = MoTEVideoProcessor(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
+        size={"shortest_edge": pixels.crop_size["height"]},
+        crop_size=pixels.crop_size,
         image_mean=pixels.image_mean,
         image_std=pixels.image_std,
     )
-    tensors = {}
-    for split in SPLITS:
-        rows = builder.as_dataset(split)
-        places = {rows.features["label"].str2int(name): k for k, name in enumerate(builder.class_names(split))}
-        clips = VideoClips(rows, video_processor, NUM_FRAMES, "uniform", labels=places)
-        batches = list(DataLoader(clips, batch_size=64, collate_fn=collate_clips))
-        tensors[f"{split}.frame_embeds"] = torch.cat(
-            [model.get_frame_features(batch["pixel_values_videos"]).pooler_output for batch in batches]
-        )
-        tensors[f"{split}.labels"] = torch.cat([batch["labels"] for batch in batches])
-    write_whole(tensors, path)
+    rows, names = builder.as_dataset(split), builder.class_names(split)
+    if first is not None:
+        videos = len(rows) // len(names)
+        rows = rows.select([index for index in range(len(rows)) if index % videos < first])
+    labels = {rows.features["label"].str2int(name): k for k, name in enumerate(names)}
+    clips = VideoClips(rows, video_processor, NUM_FRAMES, "uniform", labels=labels)
+    for batch in DataLoader(clips, batch_size=64, collate_fn=collate_clips):
+        if batch["errors"]:
+            raise ValueError(f"A clip of {builder.cache_dir} can't be read: {batch['errors'][0][-1]}")
+        yield batch
+
+
+@torch.no_grad()
+def encode_world(world: World, output: Path) -> MovingShapes:
+    """Writes a world's videos, encodes every frame once, and keeps the features."""
+    builder = MovingShapes(cache_dir=str(output / "data"), **asdict(world))
+    builder.download_and_prepare()
+    path = output / "worlds" / f"{world.name}.safetensors"
+    if not path.is_file():
+        model = load_clip().eval()
+        tensors: dict[str, torch.Tensor] = {}
+        for split in tqdm(SPLITS, desc="encoding frames"):
+            frames, labels = [], []
+            for batch in read_clips(builder, split):
+                frames.append(model.get_frame_features(batch["pixel_values_videos"]).pooler_output)
+                labels.append(batch["labels"])
+            tensors |= {f"{split}.frame_embeds": torch.cat(frames), f"{split}.labels": torch.cat(labels)}
+        write_whole(tensors, path)
+    return builder
 
 
 def load_world(world: World, output: Path) -> Data:
@@ -194,13 +208,32 @@ def new_model(variant: Variant, data: Data) -> MoTEForVideoClassification:
     return model
 
 
-def train(variant: Variant, seed: int, data: Data, steps: int, batch_size: int = 32, lr: float = 1e-3) -> Any:
-    """A head trained on the cached features with the authors' schedule: the model, in evaluation mode."""
-    torch.manual_seed(seed)
-    model = new_model(variant, data)
-    freeze(model, image_tower=True)
-    optimizer = torch.optim.AdamW(parameter_groups(model, lr, 0.0), fused=True)
-    frames, labels = data.frame_embeds["train"], data.labels["train"]
+def fit(
+    model: Any,
+    clips: dict[str, torch.Tensor],
+    labels: torch.Tensor,
+    steps: int,
+    seed: int,
+    routing: str = "multinomial",
+    lr: float = 1e-3,
+    clip_lr: float = 0.0,
+    batch_size: int = 32,
+) -> Any:
+    """Trains with the authors' optimizer and schedule; the model in evaluation mode.
+
+    Args:
+        model: a new head, or one to train further.
+        clips: the model's input by its name, of n clips.
+        labels: their classes, [n].
+        steps: optimizer steps.
+        seed: of order and draws.
+        routing: `multinomial`, or `random` for experts of equal odds.
+        lr: peak learning rate of the head.
+        clip_lr: that of the image tower; 0 freezes it.
+        batch_size: clips a step.
+    """
+    freeze(model.requires_grad_(True), image_tower=clip_lr == 0)
+    optimizer = torch.optim.AdamW(parameter_groups(model, lr, clip_lr), fused=True)
     order = torch.Generator().manual_seed(seed)
     queue = torch.empty(0, dtype=torch.long)
     model.train()
@@ -212,15 +245,20 @@ def train(variant: Variant, seed: int, data: Data, steps: int, batch_size: int =
         batch, queue = queue[:batch_size], queue[batch_size:]
         draw = step_generator(seed, step)
         mixture, merge_mixture = model.draw_mixtures(draw)
-        if variant.routing == "random":
-            chosen = torch.randint(variant.experts, (variant.layers,), generator=draw)
-            mixture = F.one_hot(chosen, variant.experts).float()
-        model(
-            frame_embeds=frames[batch], labels=labels[batch], mixture=mixture, merge_mixture=merge_mixture
-        ).loss.backward()
+        if routing == "random":
+            mixture = F.one_hot(torch.randint(mixture.shape[1], (len(mixture),), generator=draw), mixture.shape[1])
+        inputs = {name: tensor[batch] for name, tensor in clips.items()}
+        model(**inputs, labels=labels[batch], mixture=mixture, merge_mixture=merge_mixture).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
+
+
+def train(variant: Variant, seed: int, data: Data, steps: int) -> Any:
+    """A variant's head, trained on the cached features."""
+    torch.manual_seed(seed)
+    clips = {"frame_embeds": data.frame_embeds["train"]}
+    return fit(new_model(variant, data), clips, data.labels["train"], steps, seed, variant.routing)
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
@@ -274,6 +312,143 @@ def unmodulated(moved: dict[str, torch.Tensor], data: Data, scale: float = 1.0) 
     return score(lambda split, _: data.frame_embeds[split].mean(1) + scale * moved[split], data)
 
 
+# -------------------------------------------------------------------------------------------------------------- search
+
+# Columns whose clips and candidates are a target for which mixture and modulation are chosen.
+MOST_CLIPS = 4
+NAMES = ("names_objects", "names_motions")
+TARGETS = (*UNSEEN, *NAMES)
+
+
+def objective(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
+    """What choosing lowers: cross-entropy, or without labels the clips' entropy, or that less their mean's."""
+    if kind == "labels":
+        return F.cross_entropy(logits, labels)
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+    if kind == "entropy":
+        return entropy
+    return entropy - torch.distributions.Categorical(probs=logits.softmax(-1).mean(0)).entropy()
+
+
+def choose_merge_weights(
+    model: Any, frames: torch.Tensor, candidates: torch.Tensor, labels: torch.Tensor, kind: str, steps: int = 40
+) -> torch.Tensor:
+    """Merge weights [L, E] that lower the objective on a few clips, from the uniform ones on, by gradient descent."""
+    config = model.config.temporal_config
+    scores = torch.zeros(config.num_hidden_layers, config.num_experts, requires_grad=True)
+    optimizer = torch.optim.Adam([scores], lr=0.1)
+    for _ in range(steps):
+        videos = model.get_video_features(frame_embeds=frames, mixture=scores.softmax(-1)).pooler_output
+        logits = model.logit_scale.exp() * F.normalize(videos, dim=-1) @ candidates.T
+        optimizer.zero_grad()
+        objective(logits, labels, kind).backward(inputs=[scores])
+        optimizer.step()
+    return scores.softmax(-1).detach()
+
+
+def numbered(labels: torch.Tensor) -> torch.Tensor:
+    """Number of each clip within its class, [n]."""
+    return (F.one_hot(labels).cumsum(0).gather(1, labels[:, None]) - 1).squeeze(1)
+
+
+def search(model: Any, data: Data, seed: int, target: str) -> list[dict[str, Any]]:
+    """What is chosen on a few clips of half a target's classes, scored on all its other clips.
+
+    Returns:
+        for each method and number of clips a class: top-1 on other clips of the same classes (`same`) and of the other
+        half (`other`).
+    """
+    split = dict(zip(UNSEEN, SPLITS[2:], strict=True))[target.removeprefix("names_")]
+    frames, own = data.frame_embeds[split], data.labels[split]
+    names, labels = data.names(split), own
+    if target.startswith("names_"):
+        names = [" ".join(thing) for thing in OBJECTS]
+        labels = torch.tensor([names.index(f"{color} {shape}") for color, shape, _ in data.classes[split]])[own]
+    candidates = data.candidates(names)
+    number = numbered(own)
+    shuffled = torch.randperm(len(data.classes[split]), generator=torch.Generator().manual_seed(seed))
+    ours, held_out = torch.isin(own, shuffled[: len(shuffled) // 2]), number >= MOST_CLIPS
+    still, scale = frames.mean(1), model.logit_scale.exp().detach()
+    found: list[dict[str, Any]] = []
+
+    @torch.no_grad()
+    def temporal(mixture: torch.Tensor | None = None) -> torch.Tensor:
+        return model.get_video_features(frame_embeds=frames, mixture=mixture).pooler_output - still
+
+    def logits_of(moved: torch.Tensor) -> torch.Tensor:
+        return scale * F.normalize(still + moved, dim=-1) @ candidates.T
+
+    def note(method: str, clips: int, moved: torch.Tensor, choice: Any = None) -> None:
+        right = (logits_of(moved).argmax(-1) == labels).double()
+        same, other = (right[held_out & half].mean().item() for half in (ours, ~ours))
+        found.append(
+            {"target": target, "method": method, "clips": clips, "same": same, "other": other, "choice": choice}
+        )
+
+    uniform = temporal()
+    modulated = {}
+    for gamma in modulation_search.TEMPERATURES:
+        rho = temporal_feature_modulation(frames, candidates, model.seen_classes.weight, temperature=gamma)
+        modulated[gamma] = rho[:, None] * uniform
+    scaled = {factor: factor * uniform for factor in SCALES}
+    note("off", 0, uniform)
+    note("clip", 0, scaled[0.0])
+    note("gamma 0.05", 0, modulated[0.05])
+    for clips, kind in ((1, "labels"), (MOST_CLIPS, "labels"), (MOST_CLIPS, "entropy"), (MOST_CLIPS, "diversity")):
+        few = ours & (number < clips)
+        mixture = choose_merge_weights(model, frames[few], candidates, labels[few], kind)
+        note(f"merge weights, {kind}", clips, temporal(mixture), mixture.tolist())
+        for name, options in (("gamma", modulated), ("scale", scaled)):
+            losses = {
+                value: objective(logits_of(moved)[few], labels[few], kind).item() for value, moved in options.items()
+            }
+            best = min(losses, key=losses.__getitem__)
+            note(f"{name}, {kind}", clips, options[best], best)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- tuned tower
+
+TUNED = {"tuned_plain": "plain", "tuned_control": "control", "tuned_mote": "mote"}
+TUNED_SEEDS, TUNED_STEPS, TUNED_CLIPS = 3, 100, 5
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def tune(name: str, seed: int, world: World, steps: int, output: Path) -> dict[str, Any]:
+    """Trains a finished head further together with the image tower, then blends the tower with CLIP's.
+
+    Scored on the first clips of each class, since each alpha has frames of its own: `before`, and for each alpha.
+    """
+    builder, data = encode_world(world, output), load_world(world, output)
+    model = trained_head(TUNED[name], seed, data, steps, output)
+    pixels: dict[str, torch.Tensor] = {}
+    for split in SPLITS:
+        first = None if split == "train" else TUNED_CLIPS
+        pixels[split] = torch.cat([batch["pixel_values_videos"] for batch in read_clips(builder, split, first)])
+        if first is not None:
+            kept = numbered(data.labels[split]) < first
+            data.frame_embeds[split], data.labels[split] = data.frame_embeds[split][kept], data.labels[split][kept]
+    before = unmodulated(temporal_part(model, data), data)
+
+    @torch.no_grad()
+    def scored() -> dict[str, float]:
+        for split in SPLITS[1:]:
+            parts = [model.get_frame_features(part).pooler_output for part in pixels[split].split(64)]
+            data.frame_embeds[split] = torch.cat(parts)
+        return unmodulated(temporal_part(model, data), data)
+
+    clips = {"pixel_values_videos": pixels["train"]}
+    fit(model, clips, data.labels["train"], min(steps, TUNED_STEPS), seed, lr=1e-4, clip_lr=1e-4)
+    tuned = copy.deepcopy(model.state_dict())
+    clip = CLIPModel.from_pretrained(CLIP)
+    blends = []
+    for alpha in ALPHAS:
+        model.load_state_dict(tuned)
+        blend_with_clip(model, clip, alpha)
+        blends.append(scored())
+    return {"before": before, "blends": blends, "clips": {split: len(data.labels[split]) for split in SPLITS[1:]}}
+
+
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
@@ -295,8 +470,16 @@ def trained_head(name: str, seed: int, data: Data, steps: int, output: Path) -> 
 
 
 @torch.no_grad()
-def evaluate(model: Any, data: Data, seed: int) -> dict[str, Any]:
-    """Everything that is measured of one trained model."""
+def evaluate(model: Any, data: Data, seed: int, experts_apart: bool = True, dial: bool = True) -> dict[str, Any]:
+    """What is measured of one trained model.
+
+    Args:
+        model: of a variant.
+        data: a world.
+        seed: of the experts drawn at test.
+        experts_apart: whether to score the experts one by one, too.
+        dial: whether to score the merges at all temperatures, too.
+    """
     layers, experts = model.config.temporal_config.num_hidden_layers, model.config.temporal_config.num_experts
     still = {split: frames.mean(1) for split, frames in data.frame_embeds.items()}
     merged = temporal_part(model, data)
@@ -316,7 +499,7 @@ def evaluate(model: Any, data: Data, seed: int) -> dict[str, Any]:
         "modulated_wide": modulated(0.5),
         "scale": [unmodulated(merged, data, scale) for scale in SCALES],
     }
-    if experts == 1:
+    if experts == 1 or not experts_apart:
         return measured
     # Expert k in every layer.
     alone = [
@@ -344,10 +527,6 @@ def evaluate(model: Any, data: Data, seed: int) -> dict[str, Any]:
         # The mean of unit vectors ranks classes as the mean of their logits does.
         "logits": score(lambda split, _: ensemble[split], data),
         "routed": unmodulated(routed, data),
-        "dial": [
-            unmodulated(temporal_part(model, data, merging_weights(experts, tau).expand(layers, -1)), data)
-            for tau in DIAL
-        ],
         "weights_cosine": mean(
             F.cosine_similarity(weights[i], weights[j], dim=0).item() for weights in stacked for i, j in pairs
         ),
@@ -355,6 +534,9 @@ def evaluate(model: Any, data: Data, seed: int) -> dict[str, Any]:
             F.cosine_similarity(alone[i][split], alone[j][split]).mean().item() for split in merged for i, j in pairs
         ),
     }
+    if dial:
+        mixtures = [merging_weights(experts, temperature).expand(layers, -1) for temperature in DIAL]
+        measured["dial"] = [unmodulated(temporal_part(model, data, mixture), data) for mixture in mixtures]
     return measured
 
 
@@ -369,11 +551,16 @@ def run_row(name: str, seed: int, world: World, steps: int, output: Path) -> dic
     torch.set_num_threads(1)
     quiet()
     data = load_world(world, output)
-    measured = (
-        {"clip": plain_clip(data)}
-        if name == "clip"
-        else evaluate(trained_head(name, seed, data, steps, output), data, seed)
-    )
+    measured: dict[str, Any]
+    if name == "clip":
+        measured = {"off": plain_clip(data)}
+    elif name in TUNED:
+        measured = tune(name, seed, world, steps, output)
+    else:
+        model = trained_head(name, seed, data, steps, output)
+        measured = evaluate(model, data, seed, experts_apart="layers" not in name, dial=name in DIALED)
+        if name == "mote":
+            measured["search"] = list(itertools.chain(*(search(model, data, seed, target) for target in TARGETS)))
     row = {"variant": name, "seed": seed, "settings": settings(world, steps), **measured}
     write_text(path, json.dumps(row, indent=1))
     return row
@@ -520,6 +707,45 @@ class Results:
                 body.append([title, *(spread([ours - control for ours, control in pairs[c]]) for c in COLUMNS)])
         return table(["difference to the control, points", *COLUMNS.values()], body)
 
+    def searched(self) -> str:
+        """What choosing on a few clips of the target gains over the unmodulated uniform merge, on its other clips."""
+        found = [row["search"] for row in self.rows["mote"]]
+        body = []
+        for method, clips in dict.fromkeys((each["method"], each["clips"]) for each in found[0]):
+            cells = []
+            for targets, half in itertools.product((UNSEEN, NAMES), ("same", "other")):
+                gains = []
+                for seed in found:
+                    top1 = {
+                        (each["method"], each["clips"], each["target"]): each[half]
+                        for each in seed
+                        if each["target"] in targets
+                    }
+                    gains.append(mean(top1[method, clips, t] - top1["off", 0, t] for t in targets))
+                cells.append(spread(gains))
+            body.append([method, str(clips), *cells])
+        head = [
+            "chosen",
+            "clips a class",
+            "same classes",
+            "other classes",
+            "names: same classes",
+            "names: other classes",
+        ]
+        return table(head, body)
+
+    def tuned(self) -> str:
+        """Scores before the tower was trained, and of its blends with CLIP's."""
+        body = []
+        for variant, name in TUNED.items():
+            rows = self.rows[variant]
+            for title, scores in [
+                ("frozen tower", [row["before"] for row in rows]),
+                *((f"alpha {alpha}", [row["blends"][k] for row in rows]) for k, alpha in enumerate(ALPHAS)),
+            ]:
+                body.append([f"{name}, {title}", *(spread([each[column] for each in scores]) for column in COLUMNS)])
+        return table(["top-1, %", *COLUMNS.values()], body)
+
     def curve(self, variant: str, mode: str, column: str) -> list[list[float]]:
         """Values of a list of scores, [points][seeds]."""
         return [
@@ -534,9 +760,7 @@ def plot_dial(results: Results, path: Path) -> None:
     """Trained against unseen accuracy along the merge temperature and along the scale of the temporal part."""
     figure = Figure(figsize=(11, 4.6))
     axes = figure.subplots(1, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.12, "top": 0.92, "wspace": 0.2})
-    for axis, columns, title in zip(
-        axes, (UNSEEN, ("names_objects", "names_motions")), ("names of unseen classes", "object names"), strict=True
-    ):
+    for axis, columns, title in zip(axes, (UNSEEN, NAMES), ("names of unseen classes", "object names"), strict=True):
 
         def unseen(points: list[list[list[float]]]) -> list[float]:
             return [100 * mean(itertools.chain(*values)) for values in zip(*points, strict=True)]
@@ -629,6 +853,8 @@ def report(rows: list[dict[str, Any]], data: Data, folder: Path) -> str:
         "choices": results.scores(CHOICES),
         "layers": results.scores(list(itertools.chain(*LAYERS.values()))),
         "experts": table(head, experts),
+        "search": results.searched(),
+        "tuned": results.tuned(),
     }
     rounded = json.loads(json.dumps({"n": clips, "rows": rows}), parse_float=lambda text: round(float(text), 4))
     write_text(folder / "ablation.json", json.dumps(rounded))
@@ -693,7 +919,7 @@ def ablate(arguments: Arguments) -> None:
     folder = Path(arguments.report)
     if arguments.quick:
         world = replace(world, train_videos_per_class=2, eval_videos_per_class=2)
-        seeds, steps, folder = 2, 10, output
+        seeds, steps, folder = 2, 20, output
     if arguments.choose_world:
         print(choose_world(output, folder, arguments.processes, steps))
         return
@@ -705,6 +931,7 @@ def ablate(arguments: Arguments) -> None:
         return
     calls = [("clip", 0, world, steps, output)]
     calls += [(name, seed, world, steps, output) for name in VARIANTS for seed in range(seeds)]
+    calls += [(name, seed, world, steps, output) for name in TUNED for seed in range(min(seeds, TUNED_SEEDS))]
     print(report(compute(run_row, calls, arguments.processes, "rows"), data, folder))
 
 
