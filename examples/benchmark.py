@@ -381,7 +381,7 @@ def folder_rows(table: Table, rounds: int) -> None:
         def end_to_end() -> None:
             loader = torch.utils.data.DataLoader(clips, batch_size=1, num_workers=1, collate_fn=collate_clips)
             for batch in loader:
-                model(batch["pixel_values_videos"].to(DEVICE, torch.bfloat16))
+                model(clips.inputs(batch, DEVICE)["pixel_values_videos"].bfloat16())
 
         def cpu_seconds(call: Callable) -> float:
             start = time.process_time()
@@ -400,7 +400,7 @@ def folder_rows(table: Table, rounds: int) -> None:
         files = [row["video"]["path"] for row in clips.rows]
         clips[0], classify(files[0])
         reading = statistics.median(cpu_seconds(lambda index=index: clips[index]) for index in range(len(clips)))
-        pixels = clips[0]["pixel_values_videos"][None].to(DEVICE, torch.bfloat16)
+        pixels = clips.inputs(collate_clips([clips[0]]), DEVICE)["pixel_values_videos"].bfloat16()
         model(pixels)
         computing = statistics.median(cpu_seconds(lambda: model(pixels)) for _ in range(5))
         found = alternated(

@@ -41,7 +41,7 @@ def score(
         if batch["pixel_values_videos"] is None:
             continue
         labels = batch["labels"]
-        pixels = batch["pixel_values_videos"]  # [b, t, 3, h, w]
+        pixels = clips.inputs(batch)["pixel_values_videos"]  # [b, t, 3, h, w]
         images = clip.get_image_features(pixels.flatten(0, 1)).pooler_output
         pooled = images.unflatten(0, pixels.shape[:2]).mean(1)
         frames = model.get_frame_features(pixels).pooler_output

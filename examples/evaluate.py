@@ -179,7 +179,7 @@ def score_part(
         decoders += batch["decoders"]
         if batch["pixel_values_videos"] is None:
             continue
-        pixels = batch["pixel_values_videos"].to(accelerator.device)
+        pixels = clips.inputs(batch, accelerator.device)["pixel_values_videos"]
         pixels = pixels.unsqueeze(1) if pixels.dim() == 5 else pixels  # [b, v, t, 3, h, w]
         with accelerator.autocast():
             views = model.get_video_features(pixels, class_embeds=class_embeds if modulate else None).pooler_output

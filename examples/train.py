@@ -276,6 +276,9 @@ class FrameFeatures(Dataset):
             return sample | {"error": self.errors[place]}
         return sample | {"frame_embeds": self.shards[place // SHARD][place % SHARD]}
 
+    def inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+        return {"frame_embeds": batch["frame_embeds"].to(device, non_blocking=True)}
+
 
 def loader(clips: VideoClips | FrameFeatures, batches: Any, arguments: Arguments) -> DataLoader:
     return DataLoader(
@@ -327,7 +330,7 @@ def encode_frames(model: Any, clips: VideoClips, arguments: Arguments, accelerat
             errors.update({number * SHARD + row[index]: message for index, _, message in batch["errors"]})
             if batch["pixel_values_videos"] is not None:
                 with accelerator.autocast():
-                    encoded = model.get_frame_features(batch["pixel_values_videos"].to(accelerator.device))
+                    encoded = model.get_frame_features(**clips.inputs(batch, accelerator.device))
                 embeds[[row[index] for index in batch["indices"].tolist()]] = encoded.pooler_output.float().cpu()
         write_whole({"frame_embeds": embeds}, paths[number], {"errors": json.dumps(errors)})
     accelerator.wait_for_everyone()
@@ -386,9 +389,9 @@ def validate(
     for batch in loader(clips, share(len(clips), accelerator, arguments.batch_size), arguments):
         unread += [(clips.name(index), message) for index, _, message in batch["errors"]]
         if batch[clips.input_name] is not None:
-            inputs, labels = (batch[name].to(accelerator.device) for name in (clips.input_name, "labels"))
+            labels = batch["labels"].to(accelerator.device)
             with accelerator.autocast():
-                right = model(**{clips.input_name: inputs}).logits.argmax(-1) == labels
+                right = model(**clips.inputs(batch, accelerator.device)).logits.argmax(-1) == labels
             counts += torch.stack([right.sum(), torch.tensor(len(right), device=right.device)])
     right, scored = accelerator.reduce(counts, "sum").tolist()
     unread = gather_object(unread) if accelerator.num_processes > 1 else unread
@@ -695,16 +698,20 @@ def train(arguments: Arguments) -> None:
         loss_sum = torch.zeros((), device=device)
         for micro, batch in enumerate(micro_batches):
             weight = len(batch["labels"]) * world / max(read, 1)
-            inputs, targets = batch[clips.input_name], batch["labels"]
-            if inputs is None:  # with weight 0 this process still takes part in the exchange of gradients
-                inputs, targets = torch.zeros(1, frames, *blank), torch.zeros(1, dtype=torch.long)
+            if len(batch["labels"]):
+                inputs, targets = clips.inputs(batch, device), batch["labels"]
+            else:  # with weight 0 this process still takes part in the exchange of gradients
+                inputs, targets = (
+                    {clips.input_name: torch.zeros(1, frames, *blank, device=device)},
+                    torch.zeros(1, dtype=torch.long),
+                )
             rank = accelerator.process_index + 1 if arguments.draws == "per-rank" else 0
             draw = step_generator(arguments.seed + 1, step * arguments.gradient_accumulation + micro, rank)
             mixture, merge_mixture = model.draw_mixtures(draw)
             last = micro + 1 == arguments.gradient_accumulation
             with nullcontext() if last else accelerator.no_sync(prepared):
                 outputs = prepared(
-                    **{clips.input_name: inputs.to(device, non_blocking=True)},
+                    **inputs,
                     labels=targets.to(device, non_blocking=True),
                     mixture=mixture,
                     merge_mixture=merge_mixture,

@@ -39,8 +39,8 @@ class VideoClips(Dataset):
     """Clips of a `datasets` split as pixels; what is random in one is determined by (seed, epoch, index) alone.
 
     An item is asked for as `index` or as `(epoch, index)`. It holds `index`, `label`, `decoder` (the library that read
-    it) and `pixel_values_videos`, float32 [t, 3, h, w] or, for several views, [v, t, 3, h, w]; or, for a file that
-    cannot be read, `error` in place of the last two.
+    it) and `pixel_values_videos`, uint8 [t, 3, h, w] or, for several views, [v, t, 3, h, w]; or, for a file that
+    cannot be read, `error` in place of the last two. `inputs` normalises the bytes on the model's device.
 
     Args:
         rows: a split with the columns `video` (undecoded), `label`, and maybe `start` and `end` in seconds.
@@ -48,7 +48,7 @@ class VideoClips(Dataset):
         num_frames: frames a clip, t.
         sampling: mode of [`sample_indices`].
         num_clips, num_crops: views of a video, v = num_clips · num_crops, the crops of one clip side by side.
-        transform: random transform of a clip's frames, see [`train_transform`]; the processor then only normalises.
+        transform: random transform of a clip's frames, see [`train_transform`], instead of resize and crop.
         labels: dataset's label → class index, where they differ.
         seed: of frames and transforms.
     """
@@ -89,8 +89,13 @@ class VideoClips(Dataset):
             return {"index": index, "label": label, "error": str(error)}
         return {"index": index, "label": label, "decoder": decoder, self.input_name: pixels}
 
+    def inputs(self, batch: Mapping[str, Any], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """The model's inputs of a batch of [`collate_clips`], unless it is empty: `pixel_values_videos`, float32."""
+        pixels = batch[self.input_name].to(device, non_blocking=True)
+        return {self.input_name: self.video_processor.normalize_pixels(pixels)}
+
     def read(self, row: Mapping[str, Any], seed: int, name: str) -> tuple[torch.Tensor, str | None]:
-        """Pixels of one row, [t, 3, h, w] or [v, t, 3, h, w], and the library that decoded it.
+        """Pixels of one row, uint8 [t, 3, h, w] or [v, t, 3, h, w], and the library that decoded it.
 
         Raises:
             VideoDecodeError: if the file cannot be decoded.
@@ -112,6 +117,7 @@ class VideoClips(Dataset):
         )
         clips = list(torch.from_numpy(frames).permute(0, 3, 1, 2).unflatten(0, (self.num_clips, self.num_frames)))
         options: dict[str, Any] = {"do_sample_frames": False, "return_tensors": "pt", "num_crops": self.num_crops}
+        options |= {"do_rescale": False, "do_normalize": False}
         if self.transform is not None:
             clips = [augment_clip(clip, self.transform, seed) for clip in clips]
             options |= {"do_resize": False, "do_center_crop": False}

@@ -269,6 +269,20 @@ class MoTEVideoProcessor(BaseVideoProcessor):
         metadata = replace(metadata, frames_indices=indices.tolist())
         return frames if choose is None else frames[torch.from_numpy(indices)], metadata
 
+    def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Rescale and normalise cropped frames as a call of the processor would, on the device where they are.
+
+        Args:
+            pixels: uint8, or any dtype on the scale of 0 to 255, [..., 3, h, w].
+
+        Returns:
+            float32, of the same shape.
+        """
+        mean: Any
+        std: Any
+        mean, std = (tuple(values) for values in (self.image_mean, self.image_std))  # it hashes them
+        return self.rescale_and_normalize(pixels, self.do_rescale, self.rescale_factor, self.do_normalize, mean, std)
+
     def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
         """Repeat grey frames and blend transparent ones with white, as transformers does, keeping the dtype.
 

@@ -146,7 +146,7 @@ def test_the_first_loss_is_the_models_own(run, train_script, options, tmp_path):
     mixture, merge_mixture = model.draw_mixtures(step_generator(1, 0))
     model.train()
     loss = model(
-        pixel_values_videos=batch["pixel_values_videos"],
+        **clips.inputs(batch),
         labels=batch["labels"],
         mixture=mixture,
         merge_mixture=merge_mixture,

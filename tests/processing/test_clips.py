@@ -65,7 +65,8 @@ def test_pixels_are_the_processors(rows, folder, video_processor, sampling, clip
         assert item["pixel_values_videos"].shape == (
             (clips * crops, 4, 3, SIDE, SIDE) if clips * crops > 1 else (4, 3, SIDE, SIDE)
         )
-        assert torch.equal(item["pixel_values_videos"], expected)
+        assert item["pixel_values_videos"].dtype == torch.uint8
+        assert torch.equal(dataset.inputs(collate_clips([item]))["pixel_values_videos"][0], expected)
         assert (item["index"], item["label"], item["decoder"]) == (index, index % 2, "pyav")
 
 
@@ -125,8 +126,8 @@ def test_one_draw_for_all_frames_of_a_clip(rows, video_processor, folder, write_
     crops = [dataset[epoch, 0]["pixel_values_videos"] for epoch in range(6)]
     for pixels in crops:
         for frame in pixels[1:]:
-            torch.testing.assert_close(frame, pixels[0], rtol=0, atol=0.05)
-    assert all((crops[0] - other).abs().mean() > 0.1 for other in crops[1:])
+            torch.testing.assert_close(frame, pixels[0], rtol=0, atol=3)
+    assert all((crops[0].float() - other.float()).abs().mean() > 6 for other in crops[1:])
 
 
 def test_parts_of_a_file_are_counted_from_their_start(folder, video_processor):
