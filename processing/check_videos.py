@@ -24,7 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .builders import ClipListConfig, video_builder
 from .video_decoding import VideoDecodeError, VideoNotFoundError, decode_video
