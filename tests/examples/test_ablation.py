@@ -49,7 +49,7 @@ def mote(ablation, data):
 
 def test_scores_are_the_models_own(ablation, data, mote):
     """Every column as `MoTEForVideoClassification` itself scores it, with modulation and without."""
-    measured = ablation.evaluate(mote, data, seed=0)
+    measured = ablation.evaluate(mote, data, "mote", seed=0)
     splits = dict(zip(("trained", "compositions", "objects", "motions"), ablation.SPLITS[1:], strict=True))
     with torch.no_grad():
         for column, split in splits.items():
@@ -73,7 +73,7 @@ def test_scores_are_the_models_own(ablation, data, mote):
 
 
 def test_experts_and_their_ensemble(ablation, data, mote):
-    measured = ablation.evaluate(mote, data, seed=0)
+    measured = ablation.evaluate(mote, data, "mote", seed=0)
     with torch.no_grad():
         logits = [
             mote(
@@ -87,6 +87,19 @@ def test_experts_and_their_ensemble(ablation, data, mote):
     right = (torch.stack(logits).mean(0).argmax(-1) == data.labels["test"]).double().mean()
     assert measured["logits"]["trained"] == pytest.approx(right)
     assert -1 <= measured["weights_cosine"] <= 1
+
+
+def test_attention_alone_leaves_its_feed_forwards_out(ablation, data):
+    """They are as they were drawn, but for weight decay, and neither training nor scores know them."""
+    torch.manual_seed(0)
+    drawn = ablation.new_model(ablation.VARIANTS["attention"], data).temporal_model.layers[0].mlp.up_proj[0].detach()
+    model = ablation.train(ablation.VARIANTS["attention"], 0, data, STEPS)
+    left = model.temporal_model.layers[0].mlp.up_proj[0].detach()
+    assert F.cosine_similarity(drawn.flatten(), left.flatten(), dim=0) > 0.9999
+    before = ablation.evaluate(model, data, "attention", seed=0)
+    with torch.no_grad():
+        model.temporal_model.layers[0].mlp.up_proj.add_(1.0)
+    assert ablation.evaluate(model, data, "attention", seed=0) == before
 
 
 @pytest.mark.parametrize("name", ["plain", "control", "experts", "merging", "random_routing", "fixed_point"])
