@@ -477,4 +477,4 @@ def test_a_checkpoint_of_the_hub_brings_its_records_along(start, options, checkp
             results[name] = json.loads((output / "result.json").read_text())
     assert (results["lab/converted"]["alpha"], results["lab/converted"]["clip"]) == (0.99, None)
     assert (results["lab/trained"]["alpha"], results["lab/trained"]["clip"]) == (0.99, str(clip_folder))
-    assert results["lab/trained"]["revision"] == "0" * 40
+    assert results["lab/trained"]["revision"] == hub.repositories["lab/trained"].branches["main"]
