@@ -1,4 +1,7 @@
-"""Every snippet of the README, run as a reader would, in a folder that holds what it names."""
+"""Every snippet of the README and of docs/, run as a reader would, in a folder that holds what it names.
+
+A command that needs what is not here says so behind it: `# needs ...`.
+"""
 
 import os
 import re
@@ -11,11 +14,31 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.M | re.S)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
-COMMANDS = [
-    line for language, text in BLOCKS if language == "" for line in text.splitlines() if not line.startswith("make ")
+ELSEWHERE = {  # pages about one script, run by that script's tests
+    "ablation.md": "test_ablation.py",
+    "export.md": "test_export.py",
+    "hub.md": "test_push_to_hub.py",
+    "long_videos.md": "test_classify.py",
+}
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+BLOCKS = [
+    (page, language, text)
+    for page, content in PAGES.items()
+    if page not in ELSEWHERE
+    for language, text in re.findall(r"^```(\w*)\n(.*?)^```", content, flags=re.M | re.S)
 ]
+PYTHON = [
+    pytest.param(text, id=f"{page}-{i}") for i, (page, language, text) in enumerate(BLOCKS) if language == "python"
+]
+LINES = [
+    (page, line) for page, language, text in BLOCKS if language == "" for line in text.splitlines() if line.strip()
+]
+COMMANDS = [
+    pytest.param(line, id=f"{page}-{i}")
+    for i, (page, line) in enumerate(LINES)
+    if not line.startswith(("make ", "pip ")) and "  # needs " not in line
+]
+CONVERSIONS = [each for each in COMMANDS if "convert_mote_original" in each.values[0]]
 
 
 def write_colour(write_video, path: Path, colour: tuple[int, int, int], seed: int) -> None:
@@ -76,28 +99,35 @@ def test_first_screen_shows_both_commands():
     assert re.search(r"^demo:", makefile, flags=re.M) and re.search(r"^test:", makefile, flags=re.M)
 
 
-@pytest.mark.parametrize("snippet", PYTHON, ids=range(len(PYTHON)))
+def test_pages_run_elsewhere_are_read_there():
+    for page, name in ELSEWHERE.items():
+        assert page in PAGES and page in (ROOT / "tests" / "examples" / name).read_text(encoding="utf-8"), page
+
+
+@pytest.mark.parametrize("snippet", PYTHON)
 def test_python_snippet(snippet, folder):
     run([sys.executable, "-c", snippet], folder)
 
 
 def test_first_snippet_prints_a_label_with_its_score(folder):
-    assert re.search(r"\{'score': 0\.\d+, 'label': '[\w ]+'\}", run([sys.executable, "-c", PYTHON[0]], folder))
+    assert re.search(
+        r"\{'score': 0\.\d+, 'label': '[\w ]+'\}", run([sys.executable, "-c", PYTHON[0].values[0]], folder)
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [line for line in COMMANDS if "convert_mote_original" not in line])
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each not in CONVERSIONS])
 def test_command(command, folder):
-    # In the README's order: what is trained is then scored.
-    run(shlex.split(command), folder)
+    # In the pages' order: what is trained is then scored.
+    run(shlex.split(command, comments=True), folder)
 
 
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.parametrize("command", [line for line in COMMANDS if "convert_mote_original" in line])
+@pytest.mark.parametrize("command", CONVERSIONS)
 def test_conversion_command(command, tmp_path, shared):
     (tmp_path / "MoTE_B16.pt").symlink_to(shared / "reference" / "original_checkpoint.pt")
     (tmp_path / "openai").mkdir()
     (tmp_path / "openai" / "clip-vit-base-patch16").symlink_to(shared / "reference" / "clip")
-    run(shlex.split(command), tmp_path)
+    run(shlex.split(command, comments=True), tmp_path)
     assert (tmp_path / "mote-vitb16" / "config.json").is_file()
