@@ -1,5 +1,6 @@
 """Publishing: against a real HTTP Hub on this machine, loaded again by interpreters that know nothing else."""
 
+import importlib.util
 import json
 import os
 import re
@@ -18,9 +19,9 @@ from transformers import CLIPConfig, HfArgumentParser
 from modeling_mote import MoTEConfig
 from processing.protocols import PROTOCOLS
 
-from .conftest import EXAMPLES, _script
 from .mini_hub import TOKEN, MiniHub
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DOCS = (EXAMPLES.parent / "docs" / "hub.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", DOCS, flags=re.M | re.S)
 COMMANDS = [line for language, text in BLOCKS if language == "" for line in text.splitlines()]
@@ -648,7 +649,9 @@ def test_a_card_is_filled_in_and_never_run(push, hub, checkpoint, result, tmp_pa
 @pytest.mark.parametrize("backbone, size", [("ViT-B/16", (768, 12, 16)), ("ViT-L/14", (1024, 24, 14))])
 def test_the_authors_numbers_stay_apart(backbone, size, tmp_path):
     """A conversion of theirs quotes all of them for its backbone; another checkpoint those of what was measured."""
-    script = _script("push_to_hub")
+    spec = importlib.util.spec_from_file_location("push_to_hub_script", EXAMPLES / "push_to_hub.py")
+    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
     width, layers, patch = size
     tower = {
         "hidden_size": width,
