@@ -51,6 +51,7 @@ from processing.builders.clip_list import VIDEO_SUFFIXES, walk
 from processing.label_sets import read_label_file
 
 COLUMNS = ("video", "start", "end", "label", "score", "error", "warning")
+LEAST = {"top_k": 1, "batch_size": 1, "num_workers": 0, "window": 0.001, "stride": 0.001, "smooth": 0}
 KEPT_THUMBNAILS = 64  # of a video at least; a timeline shows a few
 
 
@@ -115,6 +116,9 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """Refuse what would only fail after all the work."""
     if not Path(arguments.video).exists():
         raise FileNotFoundError(f"{arguments.video} does not exist.")
+    model = arguments.model
+    if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise FileNotFoundError(f"--model {model}: there is no such folder.")
     if arguments.labels is not None and arguments.labels_file is not None:
         raise ValueError("--labels and --labels_file exclude each other: pass one of them.")
     for name, suffixes in (("output", (".csv", ".json")), ("timeline", (".png",))):
@@ -123,10 +127,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {path} must end in {' or '.join(suffixes)}.")
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f"--{name} {path}: its folder does not exist; make it first.")
-    for name, least in (("top_k", 1), ("batch_size", 1), ("num_workers", 0), ("window", 0.001), ("stride", 0.001)):
+    for name, least in LEAST.items():
         value = getattr(arguments, name)
         if value is not None and not least <= value < float("inf"):
-            raise ValueError(f"--{name} must be at least {least}.")
+            raise ValueError(f"--{name} is {value}: pass a number from {least} on.")
     if arguments.window is None:
         for name in ("stride", "smooth", "timeline"):
             if getattr(arguments, name) is not None:
@@ -150,12 +154,15 @@ def load(arguments: argparse.Namespace) -> tuple[ZeroShotVideoClassificationPipe
     elif arguments.labels_file is not None:
         labels = read_label_file(arguments.labels_file).classes
     kind = TrainedClassesPipeline if labels is None else ZeroShotVideoClassificationPipeline
-    classify: Any = pipeline(
-        "zero-shot-video-classification",  # type: ignore[call-overload]
-        model=arguments.model,
-        pipeline_class=kind,
-        device=arguments.device,
-    )
+    try:
+        classify: Any = pipeline(
+            "zero-shot-video-classification",  # type: ignore[call-overload]
+            model=arguments.model,
+            pipeline_class=kind,
+            device=arguments.device,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"--model {arguments.model}: its weights do not fit its config.json.") from error
     config = classify.model.config
     if labels is None:
         if not config.training_classes_set:
@@ -212,7 +219,8 @@ def score_windows(classify: Any, labels: tuple[str, ...], file: Path, arguments:
         try:
             for window in thin_thumbnails(classify_windows(classify, str(file), labels, **options)):
                 windows.append(window)
-                bar.update(window["end"] - bar.n)
+                bar.n = round(window["end"], 1)
+                bar.update(0)
         except (ValueError, OSError) as error:
             return {"error": str(error), "warning": None}
     windows = smooth_windows(windows, arguments.smooth or 0)
@@ -246,7 +254,7 @@ def thin_thumbnails(windows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any
 def seconds_of(file: Path) -> float | None:
     """How long the header says that a video is, for the progress bar."""
     with suppress(Exception), av.open(f"file:{file}") as container:
-        return container.duration / av.time_base if container.duration else None
+        return round(container.duration / av.time_base, 1) if container.duration else None
     return None
 
 

@@ -49,7 +49,7 @@ class _Window(NamedTuple):
 def classify_windows(
     classify: ZeroShotVideoClassificationPipeline,
     video: Any,
-    candidate_labels: Iterable[str] | str,
+    candidate_labels: Iterable[str] | str | None,
     *,
     window: float = 4.0,
     stride: float = 1.0,
@@ -64,13 +64,14 @@ def classify_windows(
     (if `stride` is at most `window`), only the last is shorter, and a video shorter than `window` is one window. A
     window in which no frame begins is left out.
 
-    Memory does not grow with the video: only the resized frames of the current window and the batch are kept. A frame
-    that several windows sample goes through the image tower once.
+    Memory does not grow with the video (a URL's apart, which is fetched whole): only the resized frames of the current
+    window and the batch are kept. A frame that several windows sample goes through the image tower once.
 
     Args:
         classify: The zero-shot pipeline.
         video: A path, an http(s) URL, the bytes of a file, a binary file or a `{"path", "bytes"}` dict.
-        candidate_labels: Names of the classes, a list or a comma-separated string.
+        candidate_labels: Names of the classes, a list or a comma-separated string; None for those that the pipeline
+            was made with.
         window: Length of a window, in seconds.
         stride: From the start of one window to that of the next, in seconds.
         batch_size: Windows scored at a time.
@@ -99,7 +100,10 @@ def classify_windows(
     if unknown:
         raise ValueError(f"unknown argument {unknown[0]!r} of classify_windows: it takes {', '.join(OPTIONS)}")
     processing, forward, _ = classify._sanitize_parameters(candidate_labels=candidate_labels, **options)
-    scorer = _Scorer(classify, classify._preprocess_params | processing, classify._forward_params | forward)
+    processing, forward = classify._preprocess_params | processing, classify._forward_params | forward
+    if "candidate_labels" not in forward:
+        raise ValueError("candidate_labels is missing: pass a list of names or a comma-separated string")
+    scorer = _Scorer(classify, processing, forward)
     source = _Source(open_encoded(video, "the video")[0])
     return _classify(scorer, source, window, stride, batch_size)
 
@@ -139,7 +143,7 @@ def _windows(
                 while seconds >= end:
                     if frames := [each for each in held if start <= each.seconds < end]:
                         yield _Window(start, end, frames)
-                    # Without frames, on to the windows that end where this one is shown.
+                    # Where nothing is held, the windows before this frame are passed over at once.
                     number = number + 1 if held else max(number + 1, int((seconds - window) / stride))
                     start, end = round(number * stride, 6), round(number * stride + window, 6)
                     while held and held[0].seconds < start:
@@ -201,6 +205,7 @@ class _Scorer:
             frame.embeds = embeds[:, index]
 
     def score(self, windows: list[_Window]) -> Iterator[dict[str, Any]]:
+        """The results of windows whose frames are sampled."""
         new = {frame: None for window in windows for frame in window.frames if frame.embeds is None}
         if new:
             self.embed(list(new))

@@ -1,0 +1,353 @@
+"""The classification script as users run it: one video, a folder with bad files in it, a long video in flat memory."""
+
+import contextlib
+import csv
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, pipeline
+
+from modeling_mote import MoTEForVideoClassification, MoTEModel
+from processing import MoTEProcessor, MoTEVideoProcessor, classify_windows, encode_classes
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "classify.py"
+LABELS = ["left", "right", "still"]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("classify_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(clip_folder, tmp_path_factory) -> str:
+    """A MoTE of 4 frames with random temporal layers, whose training classes have features of another prompt."""
+    folder = tmp_path_factory.mktemp("mote") / "model"
+    tokenizer = AutoTokenizer.from_pretrained(clip_folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mote = MoTEModel.from_pretrained(clip_folder, num_frames=4)
+    mote.set_training_classes(LABELS, encode_classes(mote, tokenizer, LABELS, "plain"))
+    mote.save_pretrained(folder)
+    crop = {"height": 32, "width": 32}
+    videos = MoTEVideoProcessor(size={"shortest_edge": 128}, crop_size=crop, num_frames=4, short_video="loop")
+    MoTEProcessor(videos, tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def classify(model):
+    return pipeline("zero-shot-video-classification", model=model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_video) -> Path:
+    """Five videos, of which one breaks off and one is none, and a text."""
+    root = tmp_path_factory.mktemp("videos")
+    (root / "below" / "further").mkdir(parents=True)
+    for number, name in enumerate(["b.mp4", "a, with comma.mkv", "below/further/c.avi"]):
+        write_video(root / name, num_frames=20 + number, size=(40, 40 + 8 * number), codec="mpeg4")
+    whole = write_video(root / "cut.mkv", num_frames=60, codec="mpeg4", gop=4).read_bytes()
+    (root / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    (root / "below" / "none.mp4").write_text("no video")
+    (root / "list.txt").write_text("of videos")
+    return root
+
+
+def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
+    finished = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+    assert finished.returncode == code, finished.stderr
+    assert "Traceback" not in finished.stderr
+    return finished
+
+
+@pytest.fixture
+def call(script, monkeypatch, capsys):
+    """`call(*arguments)`: exit code, stdout and stderr of the script, run in this process."""
+
+    def main(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["classify.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            script.main()
+        printed = capsys.readouterr()
+        if isinstance(stop.value.code, str):  # Python prints it, and exits with 1
+            return 1, printed.out, printed.err + stop.value.code
+        return stop.value.code, printed.out, printed.err
+
+    return main
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- whole videos -------------------------------------------------------------------------------------------------
+
+
+def test_one_video(classify, model, folder, tmp_path):
+    video, output = folder / "b.mp4", tmp_path / "scores.csv"
+    finished = run(video, "--labels", "left, right , still", "--model", model, "--output", output, "--top_k", 2)
+    expected = classify(str(video), candidate_labels=LABELS, top_k=2)
+    head, *lines = finished.stdout.splitlines()
+    assert head.split() == ["video", "score", "label"]
+    assert [line.split()[-2:] for line in lines] == [[f"{row['score']:.3f}", row["label"]] for row in expected]
+    assert output.read_text().splitlines()[0] == "video,start,end,label,score,error,warning"
+    rows = rows_of(output)
+    assert [(row["video"], row["label"]) for row in rows] == [(str(video), row["label"]) for row in expected]
+    assert [float(row["score"]) for row in rows] == pytest.approx([row["score"] for row in expected], abs=1e-6)
+    assert not any(row[name] for row in rows for name in ("start", "end", "error", "warning"))
+    assert "video" in finished.stderr and "100%" in finished.stderr  # the progress bar
+
+
+def test_a_folder_with_bad_files(classify, model, folder, tmp_path):
+    (tmp_path / "labels.txt").write_text("left\nright\nstill\n")
+    options = ["--labels_file", tmp_path / "labels.txt", "--num_workers", 2, "--batch_size", 2]
+    finished = run(folder, "--model", model, "--output", tmp_path / "scores.json", *options, code=1)
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert result["labels"] == LABELS and result["model"] == model and result["window"] is None
+    videos = {row.pop("video"): row for row in result["videos"]}
+    assert list(videos) == ["a, with comma.mkv", "b.mp4", "below/further/c.avi", "below/none.mp4", "cut.mkv"]
+    bad, cut = videos.pop("below/none.mp4"), videos["cut.mkv"]
+    assert "none.mp4 cannot be opened as a video" in bad["error"] and "scores" not in bad
+    assert "cut.mkv breaks off after" in cut["warning"]
+    for name, row in videos.items():
+        assert row["error"] is None and (row["warning"] is None) == (name != "cut.mkv")
+        with pytest.warns(UserWarning) if name == "cut.mkv" else contextlib.nullcontext():
+            expected = classify(str(folder / name), candidate_labels=LABELS)
+        assert [score["label"] for score in row["scores"]] == [score["label"] for score in expected]
+        assert [score["score"] for score in row["scores"]] == pytest.approx([s["score"] for s in expected], abs=1e-5)
+    assert "below/none.mp4" in finished.stdout and "cannot be opened as a video" in finished.stdout
+    assert "1 of 5 files could not be read" in finished.stderr
+    assert "1 files without a video's suffix left out: list.txt" in finished.stderr
+    assert finished.stderr.count("cut.mkv breaks off after") == 1
+
+
+def test_bad_files_are_rows_of_the_csv(call, model, folder, tmp_path):
+    options = ["--labels", "left,right", "--model", model, "--num_workers", 0]
+    code, _, _ = call(folder, *options, "--output", tmp_path / "x.csv")
+    rows = rows_of(tmp_path / "x.csv")
+    assert code == 1 and len(rows) == 9
+    (bad,) = [row for row in rows if row["error"]]
+    assert bad["video"] == "below/none.mp4" and not bad["label"] and not bad["score"]
+    assert {row["video"] for row in rows if row["warning"]} == {"cut.mkv"}
+
+
+def test_all_read(call, model, folder):
+    code, printed, errors = call(folder / "below" / "further", "--labels", "left", "--model", model)
+    assert code == 0 and "1.000  left" in printed and "could not be read" not in errors
+
+
+def test_without_labels_the_classes_are_those_of_the_training(call, model, folder, tmp_path):
+    """By the features of the training, which had other prompts than the pipeline has."""
+    video = folder / "b.mp4"
+    code, _, errors = call(video, "--model", model, "--output", tmp_path / "x.csv")
+    assert code == 0 and "3 classes that the model was trained on" in errors
+    closed = MoTEForVideoClassification.from_pretrained(model).eval()
+    inputs = MoTEProcessor.from_pretrained(model)(videos=[str(video)], return_tensors="pt")
+    with torch.no_grad():
+        expected = closed(**inputs).logits.softmax(-1)[0].tolist()
+    scores = {row["label"]: float(row["score"]) for row in rows_of(tmp_path / "x.csv")}
+    assert scores == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-6)
+    call(video, "--model", model, "--output", tmp_path / "y.csv", "--labels", ",".join(LABELS))
+    assert scores != pytest.approx({r["label"]: float(r["score"]) for r in rows_of(tmp_path / "y.csv")}, abs=1e-4)
+
+
+def test_the_table_is_aligned(call, model, tmp_path, write_video):
+    for name in ("short.mp4", "a file with quite a long name, as files from cameras have.mp4", "柔道の試合.mp4"):
+        write_video(tmp_path / name, num_frames=5, codec="mpeg4")
+    _, printed, _ = call(tmp_path, "--labels", "a label that goes on and on, still", "--model", model)
+    head, *lines = printed.splitlines()
+
+    def column(line: str, text: str) -> int:  # as a terminal counts
+        return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line[: line.index(text)])
+
+    assert len(lines) == 6
+    assert {column(line, "0.") for line in lines} == {column(head, "score")}
+    labels = [column(line, "a label" if "a label" in line else "still") for line in lines]
+    assert set(labels) == {column(head, "label")}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+def test_file_names_of_any_bytes(call, model, tmp_path, write_video):
+    write_video(tmp_path / "x.mp4", num_frames=5, codec="mpeg4")
+    name = os.fsdecode(b"caf\xe9.mp4")
+    (tmp_path / "x.mp4").rename(tmp_path / name)
+    assert call(tmp_path, "--model", model, "--output", tmp_path / "x.csv")[0] == 0
+    assert b"caf\xe9.mp4" in (tmp_path / "x.csv").read_bytes()
+
+
+# --- windows ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory, write_video) -> Path:
+    """20.5 s of two scenes in turn."""
+    draw = np.random.default_rng(0)
+    scenes = draw.integers(0, 255, (2, 6, 8, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    frames = [np.roll(scenes[index // 40 % 2], index, axis=1) for index in range(164)]
+    return write_video(tmp_path_factory.mktemp("long") / "long.mp4", frames=frames, codec="mpeg4")
+
+
+def test_windows_of_a_long_video(classify, model, long, tmp_path):
+    options = ["--labels", ",".join(LABELS), "--model", model, "--window", 3, "--stride", 0.5, "--top_k", 2]
+    finished = run(long, *options, "--output", tmp_path / "x.json", "--timeline", tmp_path / "x.png")
+    (result,) = json.loads((tmp_path / "x.json").read_text())["videos"]
+    expected = list(classify_windows(classify, long, LABELS, window=3, stride=0.5))
+    assert [(each["start"], each["end"]) for each in result["windows"]] == [(e["start"], e["end"]) for e in expected]
+    for each, other in zip(result["windows"], expected, strict=True):
+        assert each["scores"] == pytest.approx(dict(list(other["scores"].items())[:2]), abs=1e-5)
+    segments = result["segments"]
+    assert set(segments[0]) == {"start", "end", "label", "score"}
+    assert (segments[0]["start"], segments[-1]["end"]) == (0, 20.5)
+    for one, following in zip(segments, segments[1:], strict=False):
+        assert one["end"] == following["start"] and one["label"] != following["label"]
+    assert finished.stdout.splitlines()[0].split() == ["video", "start", "end", "score", "label"]
+    assert len(finished.stdout.splitlines()) == 1 + len(segments)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 100
+    assert "long.mp4" in finished.stderr and "100%" in finished.stderr
+
+
+def test_windows_of_a_folder_as_csv(call, model, folder, tmp_path):
+    options = ["--labels", "left,right", "--model", model, "--window", 1, "--output", tmp_path / "x.csv"]
+    code, _, errors = call(folder, *options)
+    rows = rows_of(tmp_path / "x.csv")
+    assert code == 1 and len({row["video"] for row in rows}) == 5
+    assert [row["video"] for row in rows if row["error"]] == ["below/none.mp4"]
+    assert {row["video"] for row in rows if row["warning"]} == {"cut.mkv"} and "cut.mkv breaks off" in errors
+    whole = [row for row in rows if row["video"] == "b.mp4"]
+    assert float(whole[0]["start"]) == 0 and float(whole[-1]["end"]) == 2.5
+    assert all(row["label"] in ("left", "right") and 0.5 <= float(row["score"]) <= 1 for row in whole)
+
+
+def test_smoothing(call, model, long, tmp_path):
+    options = ["--labels", ",".join(LABELS), "--model", model, "--window", 2, "--output", tmp_path / "x.json"]
+    curves = []
+    for more in ([], ["--smooth", 5]):
+        assert call(long, *options, *more)[0] == 0
+        (result,) = json.loads((tmp_path / "x.json").read_text())["videos"]
+        curves.append([each["scores"]["left"] for each in result["windows"]])
+    assert np.abs(np.diff(curves[1])).sum() < 0.8 * np.abs(np.diff(curves[0])).sum()
+
+
+def test_thumbnails_of_a_long_video_are_thinned(script):
+    windows = list(script.thin_thumbnails({"start": n, "thumbnail": n} for n in range(5000)))
+    kept = [each["thumbnail"] for each in windows if each["thumbnail"] is not None]
+    assert script.KEPT_THUMBNAILS // 2 <= len(kept) <= script.KEPT_THUMBNAILS + 1
+    assert len(set(np.diff(kept))) == 1 and len(windows) == 5000
+
+
+def test_memory_does_not_grow_with_the_video(model, tmp_path, write_video):
+    """Peak memory of a process, for a video and one of ten times its length: its frames alone would add 106 MB."""
+    # A child's peak counts from that of the process that starts it, so it is one as small as this.
+    measure = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
+    measure += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+    peaks = []
+    frame = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for seconds in (30, 300):
+        frames = [np.roll(frame, index, axis=1) for index in range(8 * seconds)]
+        video = write_video(tmp_path / f"{seconds}.mp4", frames=frames, codec="mpeg4")
+        options = ["--model", model, "--window", "4", "--stride", "0.5", "--timeline", tmp_path / "x.png"]
+        finished = subprocess.run(
+            [sys.executable, "-c", measure, sys.executable, SCRIPT, video, *options], capture_output=True, text=True
+        )
+        assert finished.returncode == 0, finished.stderr
+        peaks.append(int(finished.stdout.split()[-1]) / (1 << (20 if sys.platform == "darwin" else 10)))  # MB
+    assert peaks[1] < peaks[0] + 20, peaks
+
+
+def test_the_commands_of_the_page_on_long_videos(call, model, long, folder, tmp_path, monkeypatch):
+    """`docs/long_videos.md`, with files under the names that it uses."""
+    page = (SCRIPT.parents[1] / "docs" / "long_videos.md").read_text(encoding="utf-8")
+    for name, target in (("match.mp4", long), ("my_videos", folder / "below" / "further"), ("mote-vitb16", model)):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "labels.txt").write_text("left\nright\n")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL)
+    commands = [block for language, block in blocks if not language and block.startswith("python ")]
+    snippets = [block for language, block in blocks if language == "python"]
+    assert len(commands) >= 1 and len(snippets) == 1
+    for block in commands:
+        for command in block.replace("\\\n", " ").strip().splitlines():
+            python, name, *arguments = shlex.split(command)
+            assert (python, name) == ("python", "examples/classify.py")
+            assert call(*arguments)[0] == 0
+    exec(compile(snippets[0], "long_videos.md", "exec"), {})
+    assert {"match.json", "match.png", "segments.csv", "timeline.png"} <= {file.name for file in tmp_path.iterdir()}
+
+
+# --- bad arguments ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"video": "nowhere.mp4"}, "nowhere.mp4 does not exist"),
+        ({"model": "/no/such/model"}, "--model /no/such/model: there is no such folder"),
+        ({"labels": " "}, "no label was given"),
+        ({"labels": "left,left"}, "label 'left' was given twice"),
+        ({"labels_file": "x.txt"}, "--labels and --labels_file exclude each other"),
+        ({"labels": None, "labels_file": "nowhere.txt"}, "Label file nowhere.txt does not exist"),
+        ({"output": "x.xlsx"}, "--output x.xlsx must end in .csv or .json"),
+        ({"output": "/nowhere/x.csv"}, "its folder does not exist"),
+        ({"timeline": "x.png"}, "--timeline needs --window"),
+        ({"stride": 2}, "--stride needs --window"),
+        ({"window": 2, "timeline": "x.mp4"}, "--timeline x.mp4 must end in .png"),
+        ({"window": 0}, "--window is 0.0"),
+        ({"window": "nan"}, "--window is nan"),
+        ({"window": 2, "stride": -1}, "--stride is -1.0"),
+        ({"window": 2, "smooth": -1}, "--smooth is -1.0"),
+        ({"top_k": 0}, "--top_k is 0"),
+        ({"batch_size": 0}, "--batch_size is 0"),
+        ({"num_workers": -1}, "--num_workers is -1"),
+        ({"device": "toaster"}, "--device toaster does not work here"),
+    ],
+)
+def test_bad_arguments(call, model, folder, arguments, message):
+    given = {"video": folder / "b.mp4", "model": model, "labels": "left,right"} | arguments
+    video = given.pop("video")
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    code, printed, errors = call(video, *options)
+    *_, sentence = errors.splitlines()
+    assert code == 1 and not printed and sentence.startswith("error: ") and message in sentence
+
+
+def test_a_timeline_draws_one_video(call, model, folder):
+    code, _, errors = call(folder, "--model", model, "--window", 1, "--timeline", "x.png")
+    assert code == 1 and "--timeline draws one video" in errors
+
+
+def test_a_model_without_training_classes_needs_labels(call, model, clip_folder, folder, tmp_path):
+    MoTEModel.from_pretrained(clip_folder, num_frames=4).save_pretrained(tmp_path / "untrained")
+    MoTEProcessor.from_pretrained(model).save_pretrained(tmp_path / "untrained")
+    code, _, errors = call(folder / "b.mp4", "--model", tmp_path / "untrained")
+    assert code == 1 and "has no training classes: name labels with --labels" in errors
+
+
+def test_a_folder_without_videos(call, model, tmp_path):
+    (tmp_path / "text.txt").touch()
+    code, _, errors = call(tmp_path, "--model", model)
+    assert code == 1 and "holds no file with the suffix of a video" in errors
+
+
+def test_nothing_is_half_written(call, model, folder, tmp_path, full_disk):
+    (tmp_path / "x.csv").write_text("older\n")
+    with full_disk(64):
+        code, _, errors = call(folder / "b.mp4", "--model", model, "--output", tmp_path / "x.csv")
+    assert code == 1 and "error: " in errors
+    assert [file.name for file in tmp_path.iterdir()] == ["x.csv"] and (tmp_path / "x.csv").read_text() == "older\n"
