@@ -674,7 +674,7 @@ CHOICES: Rows = [
 ]
 COLORS = ("#d55e00", "#009e73", "#0072b2", "#7f7f7f")  # told apart by the colour-blind too
 LAYERS: dict[str, Rows] = {
-    kind: [(f"{kind}, {n} layers", name if n == 4 else f"{name}_layers_{n}", "off") for n in range(1, 7)]
+    kind: [(f"{kind}, {n} layer{'s' * (n > 1)}", name if n == 4 else f"{name}_layers_{n}", "off") for n in range(1, 7)]
     for kind, name in {"plain": "plain", "MoTE": "mote"}.items()
 }
 
@@ -761,10 +761,6 @@ class Results:
 
     def curve(self, variant: str, mode: str, column: str) -> list[list[float]]:
         """Values of a list of scores, [points][seeds]."""
-        return [
-            list(point)
-            for point in zip(*([each[column] for each in row[mode]] for row in self.rows[variant]), strict=True)
-        ]
         scores = [[each[column] for each in row[mode]] for row in self.rows[variant]]
         return [list(point) for point in zip(*scores, strict=True)]
 
@@ -878,16 +874,14 @@ def report(rows: list[dict[str, Any]], data: Data, folder: Path) -> str:
 
 
 def write_tables(path: Path, tables: dict[str, str]) -> None:
-    """Puts tables between their marks in a Markdown file; where there is none, writes one of tables alone."""
-    text = (
-        path.read_text(encoding="utf-8")
-        if path.is_file()
-        else "".join(f"<!-- {name} -->\n<!-- end -->\n\n" for name in tables)
-    )
+    """Puts each table between its marks in a Markdown file, or at its end."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     for name, shown in tables.items():
-        before, mark, rest = text.partition(f"<!-- {name} -->\n")
-        if mark:
-            text = before + mark + shown + "\n" + rest[rest.index("<!-- end -->") :]
+        mark = f"<!-- {name} -->\n"
+        if mark not in text:
+            text += f"{mark}<!-- end -->\n\n"
+        before, _, rest = text.partition(mark)
+        text = before + mark + shown + "\n" + rest[rest.index("<!-- end -->") :]
     write_text(path, text)
 
 
