@@ -4,6 +4,7 @@
 
 Prints top-1 with N for the classes that were trained and for those that never were, of CLIP with mean pooling and of
 MoTE with modulation off and on; the same as `demo.json` beside the model. Then the best labels of one unseen clip.
+Leaves that clip as `example.mp4`, and six clips in a row as `long.mp4`, for classify.py and the app.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
@@ -18,8 +20,9 @@ from tqdm.auto import tqdm
 from transformers import AutoProcessor, CLIPModel, pipeline
 
 from modeling_mote import MoTEModel
-from processing import encode_classes
+from processing import decode_video, encode_classes
 from processing.builders import MovingShapes
+from processing.builders.moving_shapes import encode_mp4
 from processing.clips import VideoClips, collate_clips
 
 SPLITS = {
@@ -86,7 +89,10 @@ def main() -> None:
     print("", *lines, sep="\n")
     (folder.parent / "demo.json").write_text(json.dumps(results, indent=2) + "\n")
 
-    row = builder.as_dataset("test_compositions")[0]
+    unseen = builder.as_dataset("test_compositions")
+    row, some = unseen[0], unseen.select(range(0, len(unseen), len(unseen) // 6))
+    films, metadata = zip(*(decode_video(video["bytes"]) for video in some["video"]), strict=True)
+    (folder.parent / "long.mp4").write_bytes(encode_mp4(np.concatenate(films), round(metadata[0].fps)))
     video = folder.parent / "example.mp4"
     video.write_bytes(row["video"]["bytes"])
     classify = pipeline("zero-shot-video-classification", model=str(folder))  # type: ignore[call-overload]

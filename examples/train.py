@@ -32,7 +32,7 @@ import transformers
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -574,6 +574,16 @@ class BadClips:
         return {name: message for name, message in self.names().items() if name not in known}
 
 
+def push(folder: Path, repo: str, message: str) -> None:
+    """Uploads a folder as one commit: a cut upload leaves the repository as it was, and the folder here."""
+    operations = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+    try:
+        HfApi().create_commit(repo, operations, commit_message=message)
+    except Exception as error:  # of many kinds: the Hub's, the network library's, those of the transfer
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder} is saved, but --push_to_hub {repo} failed ({why}).") from error
+
+
 def train(arguments: Arguments) -> None:
     output = Path(arguments.output)
     accelerator = Accelerator(
@@ -760,7 +770,7 @@ def train(arguments: Arguments) -> None:
         said = "" if measured is None else f", top-1 {100 * measured['accuracy']:.1f} % on {measured['listed']} clips"
         print(f"{output / 'model'}: step {step}{said}; {len(bad.names())} training clips could not be read")
         if arguments.push_to_hub is not None:
-            HfApi().upload_folder(repo_id=arguments.push_to_hub, folder_path=output / "model")
+            push(output / "model", arguments.push_to_hub, f"MoTE, step {step}")
     accelerator.end_training()
 
 
