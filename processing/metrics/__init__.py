@@ -4,15 +4,17 @@ import evaluate
 
 from .harmonic_tradeoff.harmonic_tradeoff import HarmonicTradeoff
 from .mean_per_class_accuracy.mean_per_class_accuracy import MeanPerClassAccuracy
+from .retrieval_recall.retrieval_recall import RetrievalRecall
 from .topk_accuracy.topk_accuracy import TopKAccuracy
 
 METRICS: dict[str, type[evaluate.Metric]] = {
     "topk_accuracy": TopKAccuracy,
     "mean_per_class_accuracy": MeanPerClassAccuracy,
     "harmonic_tradeoff": HarmonicTradeoff,
+    "retrieval_recall": RetrievalRecall,
 }
 
-__all__ = ["METRICS", "HarmonicTradeoff", "MeanPerClassAccuracy", "TopKAccuracy", "load_metric"]
+__all__ = ["METRICS", "HarmonicTradeoff", "MeanPerClassAccuracy", "RetrievalRecall", "TopKAccuracy", "load_metric"]
 
 
 def load_metric(name: str, **kwargs) -> evaluate.Metric:

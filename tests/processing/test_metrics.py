@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 import processing.metrics
-from processing.metrics import METRICS, HarmonicTradeoff, MeanPerClassAccuracy, TopKAccuracy, load_metric
+from processing.metrics import (
+    METRICS,
+    HarmonicTradeoff,
+    MeanPerClassAccuracy,
+    RetrievalRecall,
+    TopKAccuracy,
+    load_metric,
+)
 from processing.metrics.harmonic_tradeoff.harmonic_tradeoff import harmonic_tradeoff
 from processing.metrics.topk_accuracy.topk_accuracy import true_class_ranks
 
@@ -132,6 +139,72 @@ def test_bad_values_are_one_sentence():
         harmonic_tradeoff(0.8, [math.nan])
     with pytest.raises(ValueError, match="Unknown metric 'accuracy'; choose one of topk_accuracy"):
         load_metric("accuracy")
+
+
+def test_retrieval(metric):
+    cosines = [  # of three texts to four videos; the last video has no text
+        [0.9, 0.1, 0.2, 0.3],  # about video 0, found first
+        [0.8, 0.1, 0.2, 0.3],  # about video 1, found last
+        [0.1, 0.3, 0.2, 0.4],  # about videos 1 and 2: 1 is found second
+    ]
+    result = metric("retrieval_recall").compute(predictions=cosines, references=[[0], [1], [1, 2]], k=[1, 2, 10])
+    assert result == {
+        "text_to_video_r1": pytest.approx(1 / 3),
+        "text_to_video_r2": pytest.approx(2 / 3),
+        "text_to_video_r10": 1.0,
+        "text_to_video_median_rank": 2.0,
+        # Video 0 finds its text first; so does video 1, of its two texts; video 2 has its one text third, by the tie.
+        "video_to_text_r1": pytest.approx(2 / 3),
+        "video_to_text_r2": pytest.approx(2 / 3),
+        "video_to_text_r10": 1.0,
+        "video_to_text_median_rank": 1.0,
+        "num_texts": 3,
+        "num_videos": 4,
+        "num_videos_described": 3,
+    }
+
+
+def test_retrieval_equals_counting():
+    rng = np.random.default_rng(2)
+    cosines = rng.integers(0, 9, (40, 30)).astype(float)  # many ties
+    references = [sorted(set(rng.integers(0, 30, rng.integers(1, 4)).tolist())) for _ in range(40)]
+    result = RetrievalRecall().compute(predictions=cosines, references=references)
+
+    def rank(row, answers):
+        return 1 + min(
+            sum((row > row[each]) | ((row == row[each]) & (np.arange(len(row)) < each))) for each in answers
+        )
+
+    texts_of = [[text for text, videos in enumerate(references) if video in videos] for video in range(30)]
+    there = [rank(row, videos) for row, videos in zip(cosines, references, strict=True)]
+    back = [rank(column, texts) for column, texts in zip(cosines.T, texts_of, strict=True) if texts]
+    for name, ranks in (("text_to_video", there), ("video_to_text", back)):
+        assert result[f"{name}_median_rank"] == np.median(ranks)
+        for k in (1, 5, 10):
+            assert result[f"{name}_r{k}"] == pytest.approx(np.mean(np.array(ranks) <= k))
+
+
+def test_a_video_that_could_not_be_read_is_never_retrieved():
+    cosines = np.array([[np.nan, 0.1], [np.nan, 0.2]])
+    result = RetrievalRecall().compute(predictions=cosines, references=[[0], [1]])
+    assert (result["text_to_video_r1"], result["text_to_video_r10"]) == (0.5, 0.5)
+    assert (result["video_to_text_r1"], result["video_to_text_r10"]) == (0.5, 0.5)
+    assert result["text_to_video_median_rank"] == 2.0  # of 1 and 3
+
+
+@pytest.mark.parametrize(
+    ("cosines", "references", "k", "message"),
+    [
+        (np.eye(2), [[0], []], 1, r"`references\[1\]` is empty"),
+        (np.eye(2), [[0], [2]], 1, "have videos 0 to 1"),
+        (np.eye(2), [[0], [-1]], 1, "have videos 0 to 1"),
+        (np.eye(2), [[0], [1]], 0, "`k` must be"),
+        ([[0.1], [0.2, 0.3]], [[0], [1]], 1, r"must be \[n, m\]"),
+    ],
+)
+def test_bad_retrieval_input_is_one_sentence(cosines, references, k, message):
+    with pytest.raises(ValueError, match=message):
+        RetrievalRecall().compute(predictions=cosines, references=references, k=k)
 
 
 def test_every_metric_folder_is_a_package_named_like_its_module():
