@@ -574,7 +574,10 @@ def score_world(world: World, seeds: int, steps: int, output: Path) -> dict[str,
     """CLIP's and the plain head's row in a world, from disk or computed."""
     path = output / "worlds" / f"{world.name}.json"
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if (row["seeds"], row["steps"]) != (seeds, steps):
+            raise ValueError(f"{path} was computed with other settings: choose another --output, or remove it.")
+        return row
     torch.set_num_threads(1)
     quiet()
     encode_world(world, output)
