@@ -422,7 +422,7 @@ def tune(name: str, seed: int, world: World, steps: int, output: Path) -> dict[s
     Scored on the first clips of each class, since each alpha has frames of its own: `before`, and for each alpha.
     """
     builder, data = encode_world(world, output), load_world(world, output)
-    model = trained_head(TUNED[name], seed, data, steps, output)
+    model = trained_head(TUNED[name], seed, data, world, steps, output)
     pixels: dict[str, torch.Tensor] = {}
     for split in SPLITS:
         first = None if split == "train" else TUNED_CLIPS
@@ -458,17 +458,19 @@ def settings(world: World, steps: int) -> dict[str, Any]:
     return {"world": asdict(world), "steps": steps}
 
 
-def trained_head(name: str, seed: int, data: Data, steps: int, output: Path) -> Any:
+def trained_head(name: str, seed: int, data: Data, world: World, steps: int, output: Path) -> Any:
     """The model of a variant and seed, from disk or trained."""
     path = output / "heads" / f"{name}-{seed}.safetensors"
-    variant = VARIANTS[name]
-    if not path.is_file():
-        model = train(variant, seed, data, steps)
-        write_whole(model.temporal_model.state_dict(), path)
-        return model
-    model = new_model(variant, data)
-    model.temporal_model.load_state_dict(load_with_metadata(path)[0])
-    return model.eval()
+    made_with = {"settings": json.dumps(settings(world, steps))}
+    if path.is_file():
+        weights, metadata = load_with_metadata(path)
+        if metadata == made_with:
+            model = new_model(VARIANTS[name], data)
+            model.temporal_model.load_state_dict(weights)
+            return model.eval()
+    model = train(VARIANTS[name], seed, data, steps)
+    write_whole(model.temporal_model.state_dict(), path, made_with)
+    return model
 
 
 @torch.no_grad()
@@ -556,7 +558,7 @@ def run_row(name: str, seed: int, world: World, steps: int, output: Path) -> dic
     elif name in TUNED:
         measured = tune(name, seed, world, steps, output)
     else:
-        model = trained_head(name, seed, data, steps, output)
+        model = trained_head(name, seed, data, world, steps, output)
         measured = evaluate(model, data, name, seed)
         if name == "mote":
             measured["search"] = list(

@@ -141,6 +141,18 @@ def test_row_of_other_settings_is_refused(ablation, tmp_path):
         ablation.run_row("mote", 0, ablation.WORLD, 8, tmp_path)
 
 
+def test_head_is_kept_for_its_settings_alone(ablation, data, tmp_path):
+    def head(steps):
+        model = ablation.trained_head("plain", 0, data, ablation.WORLD, steps, tmp_path)
+        return model.temporal_model.layers[0].mlp.up_proj.detach().clone()
+
+    first = head(STEPS)
+    path = tmp_path / "heads" / "plain-0.safetensors"
+    written = path.stat().st_mtime_ns
+    assert torch.equal(head(STEPS), first) and path.stat().st_mtime_ns == written
+    assert not torch.equal(head(STEPS + 1), first) and path.stat().st_mtime_ns != written
+
+
 @pytest.mark.parametrize(("options", "said"), [(["--only", "moet"], "no such row"), (["--seeds", "0"], "--seeds")])
 def test_bad_option_is_one_sentence(ablation, options, said, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["ablation.py", "--output", str(tmp_path), *options])
