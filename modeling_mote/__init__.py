@@ -13,6 +13,7 @@ from processing import MoTEProcessor, MoTEVideoProcessor, ZeroShotVideoClassific
 
 from .configuration_mote import MoTEConfig, MoTETemporalConfig
 from .modeling_mote import MoTEForVideoClassification, MoTEModel, MoTETemporalModel
+from .modulation_search import choose_modulation_temperature
 
 __version__ = "0.1.0"
 
@@ -36,4 +37,11 @@ MoTEForVideoClassification.register_for_auto_class("AutoModelForVideoClassificat
 MoTEVideoProcessor.register_for_auto_class("AutoVideoProcessor")
 MoTEProcessor.register_for_auto_class("AutoProcessor")
 
-__all__ = ["MoTEConfig", "MoTEForVideoClassification", "MoTEModel", "MoTETemporalConfig", "MoTETemporalModel"]
+__all__ = [
+    "MoTEConfig",
+    "MoTEForVideoClassification",
+    "MoTEModel",
+    "MoTETemporalConfig",
+    "MoTETemporalModel",
+    "choose_modulation_temperature",
+]

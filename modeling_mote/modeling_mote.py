@@ -516,6 +516,28 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         Raises:
             ValueError: for inputs of a wrong shape, or more frames than positions.
         """
+        classes = None if class_embeds is None else self._class_features(class_embeds)
+        return self._video_features(
+            pixel_values_videos,
+            classes,
+            frame_embeds,
+            mixture,
+            interpolate_pos_encoding,
+            interpolate_frame_positions,
+            **kwargs,
+        )
+
+    def _video_features(
+        self,
+        pixel_values_videos: torch.Tensor | None,
+        classes: torch.Tensor | None,
+        frame_embeds: torch.Tensor | None = None,
+        mixture: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        interpolate_frame_positions: bool = False,
+        **kwargs,
+    ) -> MoTEVideoFeatures:
+        """As `get_video_features`, of class features that are L2-normalised already."""
         vision = None
         if frame_embeds is None:
             if pixel_values_videos is None:
@@ -532,10 +554,10 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             **{**kwargs, "return_dict": True},
         )
         moved = temporal.last_hidden_state.unflatten(0, frame_embeds.shape[:-2])
-        if class_embeds is not None and self.config.training_classes_set and not self.training:
+        if classes is not None and self.config.training_classes_set and not self.training:
             modulation = temporal_feature_modulation(
                 frame_embeds,
-                self._class_features(class_embeds),
+                classes,
                 self.seen_classes.weight,
                 self.config.modulation_top_k,
                 self.config.modulation_temperature,
@@ -637,9 +659,9 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         class_embeds = self._class_features(class_embeds)
         if mixture is None and self.training and not self.config.temporal_config.experts_merged:
             mixture = self.temporal_model.draw_routing()
-        video = self.get_video_features(
+        video: Any = self._video_features(
             pixel_values_videos,
-            class_embeds=None if return_loss else class_embeds,
+            classes=None if return_loss else class_embeds,
             frame_embeds=frame_embeds,
             mixture=mixture,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -804,10 +826,10 @@ class MoTEForVideoClassification(MoTEModel):
         if mixture is None and self.training and not experts_merged:
             mixture = self.temporal_model.draw_routing()
         kwargs["return_dict"] = True
-        video = self.get_video_features(
+        video: Any = self._video_features(
             pixel_values_videos,
             # The training classes as candidates give rho = 1 whatever the video.
-            class_embeds=class_embeds,
+            classes=None if class_embeds is None else classes,
             frame_embeds=frame_embeds,
             mixture=mixture,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -827,11 +849,12 @@ class MoTEForVideoClassification(MoTEModel):
             if not experts_merged:
                 if merge_mixture is None:
                     merge_mixture = self.temporal_model.draw_merging(self.config.merge_temperatures)
-                merged = self.get_video_features(
+                merged: Any = self._video_features(
+                    None,
+                    None,
                     frame_embeds=video.frame_embeds,
                     mixture=merge_mixture,
                     interpolate_frame_positions=interpolate_frame_positions,
-                    return_dict=True,
                 )
                 _, merged_cosines = self._cosines(merged.pooler_output, classes)
                 merging = F.cross_entropy(scale * merged_cosines, labels, label_smoothing=smoothing)
