@@ -518,8 +518,9 @@ def growth_rows(table: Table, rounds: int, picture: Path) -> None:
         found = alternated({str(size): make(size) for size in sizes}, rounds)
         seconds = list(found.values())
         axis = next(axes)
-        axis.plot(sizes, [1000 * value for value in seconds], marker="o")
-        axis.set(xlabel=title, ylabel="ms", xscale="log", ylim=(0, None), title=f"bound: {bound}")
+        axis.plot(range(len(sizes)), [1000 * value for value in seconds], marker="o")
+        axis.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+        axis.set(xlabel=title, ylabel="ms", ylim=(0, 1100 * max(seconds)), title=f"bound: {bound}")
         table.add(
             f"{title}: {sizes[-1]:,} against {sizes[0]:,}, time; bound: {bound}", seconds[-1] / seconds[0], expected
         )
