@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from modeling_mote.processing import decode_video, encode_classes
+from modeling_mote.processing.builders import MovingShapes
+from modeling_mote.processing.builders.moving_shapes import encode_mp4
+from modeling_mote.processing.clips import VideoClips, collate_clips
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoProcessor, CLIPModel, pipeline
 
 from modeling_mote import MoTEModel
-from processing import decode_video, encode_classes
-from processing.builders import MovingShapes
-from processing.builders.moving_shapes import encode_mp4
-from processing.clips import VideoClips, collate_clips
 
 SPLITS = {
     "test": "trained classes",

@@ -1,41 +1,42 @@
 """MoTE for transformers: importing this package registers it with the Auto classes and `pipeline()`."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForVideoClassification,
-    AutoProcessor,
-    AutoVideoProcessor,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from processing import MoTEProcessor, MoTEVideoProcessor, ZeroShotVideoClassificationPipeline
+from .processing.lazy import lazy_names
 
-from .configuration_mote import MoTEConfig, MoTETemporalConfig
-from .modeling_mote import MoTEForVideoClassification, MoTEModel, MoTETemporalModel
-from .modulation_search import choose_modulation_temperature
+if TYPE_CHECKING:
+    from .configuration_mote import MoTEConfig, MoTETemporalConfig
+    from .modeling_mote import MoTEForVideoClassification, MoTEModel, MoTETemporalModel
+    from .modulation_search import choose_modulation_temperature
 
 __version__ = "0.1.0"
 
-AutoConfig.register("mote", MoTEConfig, exist_ok=True)
-AutoConfig.register("mote_temporal_model", MoTETemporalConfig, exist_ok=True)
-AutoModel.register(MoTEConfig, MoTEModel, exist_ok=True)
-AutoModel.register(MoTETemporalConfig, MoTETemporalModel, exist_ok=True)
-AutoModelForVideoClassification.register(MoTEConfig, MoTEForVideoClassification, exist_ok=True)
-AutoVideoProcessor.register(MoTEConfig, MoTEVideoProcessor, exist_ok=True)
-AutoProcessor.register(MoTEConfig, MoTEProcessor, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    "zero-shot-video-classification",
-    pipeline_class=ZeroShotVideoClassificationPipeline,
-    pt_model=AutoModel,
-    type="multimodal",
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "MoTEConfig": "configuration_mote",
+        "MoTEForVideoClassification": "modeling_mote",
+        "MoTEModel": "modeling_mote",
+        "MoTETemporalConfig": "configuration_mote",
+        "MoTETemporalModel": "modeling_mote",
+        "choose_modulation_temperature": "modulation_search",
+    },
 )
-# What is saved carries its code: such a folder loads with trust_remote_code=True where this package is not installed.
-MoTEConfig.register_for_auto_class()
-MoTEModel.register_for_auto_class("AutoModel")
-MoTEForVideoClassification.register_for_auto_class("AutoModelForVideoClassification")
-MoTEVideoProcessor.register_for_auto_class("AutoVideoProcessor")
-MoTEProcessor.register_for_auto_class("AutoProcessor")
+
+
+def _is_command() -> bool:
+    """Whether this process is `mote`, or `python -m modeling_mote…`."""
+    if sys.argv[:1] != ["-m"]:  # what it is while the package of a module that `python -m` runs is imported
+        return Path(sys.argv[0] if sys.argv else "").stem == "mote"
+    return any(f"{each}.".startswith(f"{__name__}.") for each in sys.orig_argv)
+
+
+# A command answers --help and a wrong path before it needs PyTorch (seconds); whatever loads a checkpoint registers.
+if not _is_command():
+    importlib.import_module(".registration", __name__)
 
 __all__ = [
     "MoTEConfig",

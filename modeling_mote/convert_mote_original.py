@@ -25,11 +25,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
-from processing.label_sets import load_label_set, read_label_file
-
 from .configuration_mote import MoTEConfig
 from .modeling_mote import MoTEForVideoClassification
+from .processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
+from .processing.label_sets import load_label_set, read_label_file
 
 # Authors' name → ours, in one block of either Transformer. `in_proj_*` holds q, k and v on top of one another.
 BLOCK = {

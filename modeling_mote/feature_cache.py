@@ -13,10 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from processing import encode_classes
-from processing.prompts import get_prompt_set
-
 from .modeling_mote import MoTEModel
+from .processing import encode_classes
+from .processing.prompts import get_prompt_set
 
 CACHE_DIR = Path(os.environ.get("MOTE_CACHE", Path(HF_HOME) / "mote"))
 
@@ -65,7 +64,7 @@ def class_features(
     prompts: str | Iterable[str] = "mote_28",
     cache_dir: str | os.PathLike | None = None,
 ) -> torch.Tensor:
-    """Class features as [`processing.encode_classes`] computes them, kept on disk: a second run encodes no text.
+    """Class features as [`modeling_mote.processing.encode_classes`] computes them, kept on disk: a second run encodes no text.
 
     Args:
         model: any model with CLIP's text tower.

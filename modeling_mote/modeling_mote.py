@@ -698,7 +698,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
 
         Args:
             names: n class names, distinct.
-            embeds: their text features (see `processing.encode_classes`), [n, d]; stored L2-normalised in float32.
+            embeds: their text features (see `modeling_mote.processing.encode_classes`), [n, d]; stored L2-normalised in float32.
 
         Raises:
             ValueError: for no name, an empty or repeated one, or features of another shape, not finite or zero.

@@ -1,14 +1,47 @@
 """Video and text in, tensors out."""
 
-from .augmentation import augment_clip, clip_seed, train_transform
-from .frame_sampling import sample_indices
-from .long_video import classify_windows, merge_windows, plot_timeline, smooth_windows
-from .pipeline_mote import ZeroShotVideoClassificationPipeline
-from .processing_mote import MoTEProcessor
-from .prompts import PROMPT_SETS, encode_classes, get_prompt_set, parse_labels
-from .protocols import PROTOCOLS, get_protocol, half_classes, score_views
-from .video_decoding import VideoDecodeError, decode_video, probe_video
-from .video_processing_mote import MoTEVideoProcessor
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .augmentation import augment_clip, clip_seed, train_transform
+    from .frame_sampling import sample_indices
+    from .long_video import classify_windows, merge_windows, plot_timeline, smooth_windows
+    from .pipeline_mote import ZeroShotVideoClassificationPipeline
+    from .processing_mote import MoTEProcessor
+    from .prompts import PROMPT_SETS, encode_classes, get_prompt_set, parse_labels
+    from .protocols import PROTOCOLS, get_protocol, half_classes, score_views
+    from .video_decoding import VideoDecodeError, decode_video, probe_video
+    from .video_processing_mote import MoTEVideoProcessor
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "MoTEProcessor": "processing_mote",
+        "MoTEVideoProcessor": "video_processing_mote",
+        "PROMPT_SETS": "prompts",
+        "PROTOCOLS": "protocols",
+        "VideoDecodeError": "video_decoding",
+        "ZeroShotVideoClassificationPipeline": "pipeline_mote",
+        "augment_clip": "augmentation",
+        "classify_windows": "long_video",
+        "clip_seed": "augmentation",
+        "decode_video": "video_decoding",
+        "encode_classes": "prompts",
+        "get_prompt_set": "prompts",
+        "get_protocol": "protocols",
+        "half_classes": "protocols",
+        "merge_windows": "long_video",
+        "parse_labels": "prompts",
+        "plot_timeline": "long_video",
+        "probe_video": "video_decoding",
+        "sample_indices": "frame_sampling",
+        "score_views": "protocols",
+        "smooth_windows": "long_video",
+        "train_transform": "augmentation",
+    },
+)
 
 __all__ = [
     "PROMPT_SETS",

@@ -1,8 +1,8 @@
 """Read every video of a data set once, and list what cannot be read, is missing, broken off or too short.
 
-    python -m processing.check_videos my_clips.csv --output report.csv
-    python -m processing.check_videos my_clips/                                  # a folder a class
-    python -m processing.check_videos ucf101 --data-dir /data/ucf101 --name split1 --num-frames 16
+    python -m modeling_mote.processing.check_videos my_clips.csv --output report.csv
+    python -m modeling_mote.processing.check_videos my_clips/                                  # a folder a class
+    python -m modeling_mote.processing.check_videos ucf101 --data-dir /data/ucf101 --name split1 --num-frames 16
 
 The report is CSV: path, split, label, problem (missing, unreadable, broken off, too short), num_frames, detail. It is
 written whole when all is checked, or not at all; without --output it is printed. The exit code is 0 if nothing is
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m processing.check_videos",
+        prog="python -m modeling_mote.processing.check_videos",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -141,7 +141,7 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 def harmonic_tradeoff(close_set: float, zero_shot: Sequence[float]) -> dict[str, float]:
     """Return `hm_zs`, the harmonic mean of zero-shot accuracies, and `trade_off`, that of it and the close set's.
 
-    The metric `harmonic_tradeoff` as a function; see `processing.metrics`.
+    The metric `harmonic_tradeoff` as a function; see `modeling_mote.processing.metrics`.
     """
     from .metrics.harmonic_tradeoff.harmonic_tradeoff import harmonic_tradeoff as compute
 
@@ -155,7 +155,7 @@ class Part:
     Attributes:
         config: Configuration of the builder, for example `split1`.
         split: Split that is scored.
-        label_set: Name of the candidate classes (see `processing.label_sets`).
+        label_set: Name of the candidate classes (see `modeling_mote.processing.label_sets`).
     """
 
     config: str
@@ -193,7 +193,7 @@ class Protocol:
     Attributes:
         name: What `--protocol` takes.
         task: `close-set`, `zero-shot` or `few-shot`.
-        builder: Key of `processing.builders.BUILDERS`; None for the protocol on data of the user's choice.
+        builder: Key of `modeling_mote.processing.builders.BUILDERS`; None for the protocol on data of the user's choice.
         parts: What is scored; empty where `builder` is None.
         num_clips: Clips a video, in time.
         num_crops: Crops a clip, in space. Views v = num_clips · num_crops.
@@ -201,8 +201,8 @@ class Protocol:
             count as wrong.
         score_rule: `views` is `score_views`, `half_classes` is `half_classes_score` with `half_classes_accuracy`.
         num_frames: Frames a clip, t.
-        sampling: Mode of `processing.frame_sampling.sample_indices`.
-        prompts: Name of a set in `processing.prompts.PROMPT_SETS`.
+        sampling: Mode of `modeling_mote.processing.frame_sampling.sample_indices`.
+        prompts: Name of a set in `modeling_mote.processing.prompts.PROMPT_SETS`.
         alpha: Image tower and logit scale are `alpha · fine-tuned + (1 - alpha) · CLIP`, as in the authors' test
             scripts.
         modulate: Whether temporal feature modulation is on.

@@ -9,8 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import close_session
-
-from processing.protocols import PROTOCOLS
+from modeling_mote.processing.protocols import PROTOCOLS
 
 from .examples.mini_hub import MiniHub
 

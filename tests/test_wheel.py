@@ -60,8 +60,8 @@ def test_installs_into_a_new_environment_and_imports_from_another_folder(wheel, 
     elsewhere.mkdir()
     code = (
         "import modeling_mote, processing, pathlib, sys\n"
-        "from processing.label_sets import load_label_set\n"
-        "from processing.metrics import load_metric\n"
+        "from modeling_mote.processing.label_sets import load_label_set\n"
+        "from modeling_mote.processing.metrics import load_metric\n"
         "from transformers import pipeline\n"
         "assert len(load_label_set('kinetics400')) == 400\n"
         "load_metric('topk_accuracy')\n"

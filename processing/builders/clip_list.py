@@ -2,7 +2,7 @@
 
 A builder reads its lists once, when it is made, so that whatever is wrong with them is said before anything is
 written. Videos stay undecoded. A clip that is listed and has no file keeps its row, under the path where it was
-expected: whoever reads it reports it, and `python -m processing.check_videos` lists all of them.
+expected: whoever reads it reports it, and `python -m modeling_mote.processing.check_videos` lists all of them.
 """
 
 import hashlib
@@ -20,8 +20,7 @@ import datasets
 from datasets.builder import Key
 
 from ..label_sets import LabelSet
-
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".3gp", ".ts")
+from ..sources import VIDEO_SUFFIXES, walk
 
 
 class Clip(NamedTuple):
@@ -294,22 +293,6 @@ def list_sha256(rows: datasets.Dataset) -> str:
         stem = posixpath.splitext(posixpath.basename(path))[0]
         digest.update(json.dumps([stem, names[label], start, end]).encode())
     return digest.hexdigest()
-
-
-def walk(folder: Path) -> list[str]:
-    """Return all files below a folder, links followed, as sorted paths relative to it; hidden ones are left out."""
-    files: list[str] = []
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(parent)) in seen:  # a link to a folder above it
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(folder).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        files += [prefix + name for name in names if not name.startswith(".")]
-    return sorted(files)
 
 
 def read_lines(path: Path) -> list[str]:

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ..label_sets import LabelSet, read_label_file
-from .clip_list import VIDEO_SUFFIXES, Clip, ClipListBuilder, ClipListConfig, walk
+from ..sources import VIDEO_SUFFIXES, walk
+from .clip_list import Clip, ClipListBuilder, ClipListConfig
 
 SPLITS = ("train", "validation", "val", "test")
 

@@ -8,10 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
-
-from processing.builders.moving_shapes import (
+from modeling_mote.processing.builders.moving_shapes import (
     COLORS,
     MOTIONS,
     OBJECTS,
@@ -22,7 +19,9 @@ from processing.builders.moving_shapes import (
     render_stills,
     sample_scenes,
 )
-from processing.prompts import PROMPT_SETS, encode_classes
+from modeling_mote.processing.prompts import PROMPT_SETS, encode_classes
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "examples" / "moving_shapes_clip"

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from modeling_mote.processing import MoTEVideoProcessor, encode_classes
 from safetensors.torch import save_file
 
 from modeling_mote.feature_cache import (
@@ -14,7 +15,6 @@ from modeling_mote.feature_cache import (
     load_with_metadata,
     write_whole,
 )
-from processing import MoTEVideoProcessor, encode_classes
 
 WORDS = ["<unk>", "a", "photo", "of", "running", "swimming", "archery", "."]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
 from transformers import PreTrainedTokenizerFast
 
 import modeling_mote
-from processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
 
 TEXT = (
     "a photo video example demonstration of person using doing during performing practicing . "

@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-
-from processing import MoTEVideoProcessor, augment_clip, clip_seed, train_transform
+from modeling_mote.processing import MoTEVideoProcessor, augment_clip, clip_seed, train_transform
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,9 @@ import av
 import datasets
 import pytest
 from datasets.distributed import split_dataset_by_node
+from modeling_mote.processing.builders import HMDB51, UCF101, Kinetics, list_sha256, load_videos, video_builder
+from modeling_mote.processing.label_sets import load_label_set
 from torch.utils.data import DataLoader
-
-from processing.builders import HMDB51, UCF101, Kinetics, list_sha256, load_videos, video_builder
-from processing.label_sets import load_label_set
 
 K600_UNION = sorted({name for k in (1, 2, 3) for name in load_label_set(f"kinetics600_split{k}").classes})
 

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from processing.check_videos import Problem, check_all, main
+from modeling_mote.processing.check_videos import Problem, check_all, main
 
 
 @pytest.fixture
@@ -90,7 +89,16 @@ def test_the_command_on_a_named_data_set(tmp_path, write_video):
         (tmp_path / "Archery").mkdir(exist_ok=True)
         write_video(tmp_path / "Archery" / f"v_{split}.avi", codec="mpeg4")
     done = subprocess.run(
-        [sys.executable, "-m", "processing.check_videos", "ucf101", "--data-dir", ".", "--name", "split2"]
+        [
+            sys.executable,
+            "-m",
+            "modeling_mote.processing.check_videos",
+            "ucf101",
+            "--data-dir",
+            ".",
+            "--name",
+            "split2",
+        ]
         + ["--split", "test", "--output", "report.csv", "--num-workers", "2"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},

@@ -5,12 +5,11 @@ import csv
 import numpy as np
 import pytest
 import torch
+from modeling_mote.processing import MoTEVideoProcessor
+from modeling_mote.processing.augmentation import train_transform
+from modeling_mote.processing.builders import load_videos
+from modeling_mote.processing.clips import VideoClips, collate_clips, list_clips, list_sha256
 from torch.utils.data import DataLoader
-
-from processing import MoTEVideoProcessor
-from processing.augmentation import train_transform
-from processing.builders import load_videos
-from processing.clips import VideoClips, collate_clips, list_clips, list_sha256
 
 SIDE = 32
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from processing.frame_sampling import sample_indices, train_segment_bounds
+from modeling_mote.processing.frame_sampling import sample_indices, train_segment_bounds
 
 
 def recorded_cases(shared: Path) -> list[dict]:

@@ -8,9 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-
-from processing import VideoDecodeError, decode_video, sample_indices, video_decoding
-from processing.h264_packets import H264Packets
+from modeling_mote.processing import VideoDecodeError, decode_video, sample_indices, video_decoding
+from modeling_mote.processing.h264_packets import H264Packets
 
 AVCC = bytes([1, 100, 0, 10, 255, 225, 0])  # four bytes before each unit
 

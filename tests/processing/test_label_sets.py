@@ -3,8 +3,7 @@
 import csv
 
 import pytest
-
-from processing.label_sets import LABEL_SETS, LabelSet, load_label_set, read_label_file
+from modeling_mote.processing.label_sets import LABEL_SETS, LabelSet, load_label_set, read_label_file
 
 SHARED_FILES = {
     "kinetics400": "kinetics_400_labels.csv",

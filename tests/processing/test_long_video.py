@@ -10,11 +10,17 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from modeling_mote.processing import (
+    classify_windows,
+    decode_video,
+    long_video,
+    merge_windows,
+    plot_timeline,
+    smooth_windows,
+)
+from modeling_mote.processing.video_decoding import VideoDecodeError
 from PIL import Image
 from transformers import pipeline
-
-from processing import classify_windows, decode_video, long_video, merge_windows, plot_timeline, smooth_windows
-from processing.video_decoding import VideoDecodeError
 
 LABELS = ["archery", "yoga", "flipping the pancake"]
 

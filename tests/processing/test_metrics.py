@@ -6,9 +6,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
-
-import processing.metrics
-from processing.metrics import (
+from modeling_mote.processing.metrics import (
     METRICS,
     HarmonicTradeoff,
     MeanPerClassAccuracy,
@@ -16,8 +14,8 @@ from processing.metrics import (
     TopKAccuracy,
     load_metric,
 )
-from processing.metrics.harmonic_tradeoff.harmonic_tradeoff import harmonic_tradeoff
-from processing.metrics.topk_accuracy.topk_accuracy import true_class_ranks
+from modeling_mote.processing.metrics.harmonic_tradeoff.harmonic_tradeoff import harmonic_tradeoff
+from modeling_mote.processing.metrics.topk_accuracy.topk_accuracy import true_class_ranks
 
 FOLDER = Path(processing.metrics.__file__).parent
 

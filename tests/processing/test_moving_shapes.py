@@ -5,8 +5,7 @@ import io
 import av
 import numpy as np
 import pytest
-
-from processing.builders.moving_shapes import (
+from modeling_mote.processing.builders.moving_shapes import (
     COLORS,
     CUE_PLACES,
     MOTIONS,

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Video
+from modeling_mote.processing import ZeroShotVideoClassificationPipeline, encode_classes, prompts
+from modeling_mote.processing.video_decoding import VideoDecodeError, decode_video
 from PIL import Image
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_mote import MoTEForVideoClassification
-from processing import ZeroShotVideoClassificationPipeline, encode_classes, prompts
-from processing.video_decoding import VideoDecodeError, decode_video
 
 TASK = "zero-shot-video-classification"
 LABELS = ["archery", "yoga", "flipping the pancake"]

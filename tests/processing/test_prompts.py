@@ -3,9 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from modeling_mote.processing import PROMPT_SETS, encode_classes, get_prompt_set, parse_labels
 from transformers import CLIPModel, CLIPTokenizer
-
-from processing import PROMPT_SETS, encode_classes, get_prompt_set, parse_labels
 
 NAMES = ["archery", "yoga", "flipping the pancake"]
 

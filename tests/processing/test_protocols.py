@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-
-from processing.builders import BUILDERS
-from processing.frame_sampling import sample_indices
-from processing.label_sets import load_label_set
-from processing.prompts import PROMPT_SETS
-from processing.protocols import (
+from modeling_mote.processing.builders import BUILDERS
+from modeling_mote.processing.frame_sampling import sample_indices
+from modeling_mote.processing.label_sets import load_label_set
+from modeling_mote.processing.prompts import PROMPT_SETS
+from modeling_mote.processing.protocols import (
     PROTOCOLS,
     get_protocol,
     half_classes,
@@ -22,6 +20,7 @@ from processing.protocols import (
     mean_and_std,
     score_views,
 )
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,8 @@ import av
 import numpy as np
 import pytest
 import torch
-
-from processing.frame_sampling import sample_indices
-from processing.video_decoding import VideoDecodeError, decode_video, probe_video
+from modeling_mote.processing.frame_sampling import sample_indices
+from modeling_mote.processing.video_decoding import VideoDecodeError, decode_video, probe_video
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -478,7 +477,7 @@ def test_urls(tmp_path: Path, write_video: Callable[..., Path]) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     program = f"""
 import sys
-from processing.video_decoding import VideoDecodeError, decode_video
+from modeling_mote.processing.video_decoding import VideoDecodeError, decode_video
 base = "http://127.0.0.1:{server.server_port}/"
 print(decode_video(base + "clip.mp4", [0, 15])[0].astype(int).sum())
 for url in (base + "page.mp4", base + "absent.mp4", "http://127.0.0.1:9/refused.mp4"):
@@ -670,7 +669,7 @@ def test_a_backend_that_is_not_installed(tmp_path: Path, write_video: Callable[.
     program = f"""
 import sys
 sys.modules["decord"] = sys.modules["torchcodec"] = None
-from processing.video_decoding import decode_video
+from modeling_mote.processing.video_decoding import decode_video
 print(decode_video({str(path)!r})[1].video_backend)
 for backend in ("decord", "torchcodec"):
     try:

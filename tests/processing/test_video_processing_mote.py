@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from modeling_mote.processing import MoTEVideoProcessor
+from modeling_mote.processing.frame_sampling import sample_indices
+from modeling_mote.processing.video_decoding import VideoDecodeError, decode_video
 from PIL import Image
 from safetensors.torch import load_file
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
-from processing import MoTEVideoProcessor
-from processing.frame_sampling import sample_indices
-from processing.video_decoding import VideoDecodeError, decode_video
 
 
 @pytest.fixture

@@ -43,11 +43,11 @@ from transformers import AutoProcessor, AutoTokenizer, HfArgumentParser
 import modeling_mote
 from modeling_mote import MoTEForVideoClassification
 from modeling_mote.feature_cache import class_features, frame_features_key, load_with_metadata, write_whole
+from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor
+from modeling_mote.processing.augmentation import train_transform
+from modeling_mote.processing.builders import load_videos
+from modeling_mote.processing.clips import VideoClips, collate_clips, list_clips, list_sha256
 from modeling_mote.training import freeze, lr_at, parameter_groups, step_generator
-from processing import MoTEProcessor, MoTEVideoProcessor
-from processing.augmentation import train_transform
-from processing.builders import load_videos
-from processing.clips import VideoClips, collate_clips, list_clips, list_sha256
 
 HERE = Path(__file__).resolve().parent
 SHARD = 64  # clips a file of cached frame features
@@ -569,7 +569,7 @@ class BadClips:
         if len(self.messages) > self.limit:
             raise ValueError(
                 f"{len(self.messages)} of {len(self.clips)} training clips can't be read, more than --max_bad_fraction"
-                f" allows, the last one {list(self.names())[-1]}: run `python -m processing.check_videos` on the data."
+                f" allows, the last one {list(self.names())[-1]}: run `python -m modeling_mote.processing.check_videos` on the data."
             )
         return {name: message for name, message in self.names().items() if name not in known}
 

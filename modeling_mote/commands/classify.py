@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 import modeling_mote  # noqa: F401  (registers MoTE with transformers)
-from processing import (
+from modeling_mote.processing import (
     ZeroShotVideoClassificationPipeline,
     classify_windows,
     merge_windows,
@@ -47,8 +47,8 @@ from processing import (
     plot_timeline,
     smooth_windows,
 )
-from processing.builders.clip_list import VIDEO_SUFFIXES, walk
-from processing.label_sets import read_label_file
+from modeling_mote.processing.label_sets import read_label_file
+from modeling_mote.processing.sources import VIDEO_SUFFIXES, walk
 
 COLUMNS = ("video", "start", "end", "label", "score", "error", "warning")
 LEAST = {"top_k": 1, "batch_size": 1, "num_workers": 0, "window": 0.001, "stride": 0.001, "smooth": 0}

@@ -41,12 +41,12 @@ import modeling_mote  # noqa: E402
 from modeling_mote import MoTEModel  # noqa: E402
 from modeling_mote.blending import blend_with_clip  # noqa: E402
 from modeling_mote.feature_cache import class_features, fingerprint  # noqa: E402
-from processing.builders import load_videos  # noqa: E402
-from processing.clips import VideoClips, collate_clips, list_sha256  # noqa: E402
-from processing.label_sets import LabelSet, load_label_set, read_label_file  # noqa: E402
-from processing.metrics import load_metric  # noqa: E402
-from processing.prompts import get_prompt_set  # noqa: E402
-from processing.protocols import (  # noqa: E402
+from modeling_mote.processing.builders import load_videos  # noqa: E402
+from modeling_mote.processing.clips import VideoClips, collate_clips, list_sha256  # noqa: E402
+from modeling_mote.processing.label_sets import LabelSet, load_label_set, read_label_file  # noqa: E402
+from modeling_mote.processing.metrics import load_metric  # noqa: E402
+from modeling_mote.processing.prompts import get_prompt_set  # noqa: E402
+from modeling_mote.processing.protocols import (  # noqa: E402
     PROTOCOLS,
     Part,
     Protocol,

@@ -39,10 +39,11 @@ from transformers import AutoProcessor
 
 from modeling_mote import MoTEModel
 from modeling_mote.feature_cache import fingerprint, load_with_metadata, write_whole
-from processing import encode_classes
-from processing.builders.clip_list import VIDEO_SUFFIXES, read_lines, walk
-from processing.clips import VideoClips, collate_clips
-from processing.prompts import get_prompt_set
+from modeling_mote.processing import encode_classes
+from modeling_mote.processing.builders.clip_list import read_lines
+from modeling_mote.processing.clips import VideoClips, collate_clips
+from modeling_mote.processing.prompts import get_prompt_set
+from modeling_mote.processing.sources import VIDEO_SUFFIXES, walk
 
 State = tuple[int, int]  # size in bytes and time of change in nanoseconds: a file whose state is known is not read
 
@@ -263,7 +264,7 @@ def read_captions(path: Path, index: Index) -> dict[str, list[str]]:
 def recall(arguments: argparse.Namespace) -> int:
     # This folder comes first on a script's path, and its evaluate.py would hide the library.
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
-    from processing.metrics import load_metric
+    from modeling_mote.processing.metrics import load_metric
 
     index, model, processor = open_index(arguments)
     captions = read_captions(Path(arguments.captions), index)

@@ -37,8 +37,8 @@ from transformers import AutoProcessor, HfArgumentParser
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification
 from modeling_mote.feature_cache import fingerprint
-from processing import MoTEProcessor
-from processing.protocols import PROTOCOLS, get_protocol
+from modeling_mote.processing import MoTEProcessor
+from modeling_mote.processing.protocols import PROTOCOLS, get_protocol
 
 RECORDS = ("training.json", "conversion.json")  # by train.py and the converter; evaluate.py reads them from the Hub
 # What an older upload may have left and a newer one does not overwrite: transformers prefers a stale

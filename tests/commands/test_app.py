@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import RepoCard
+from modeling_mote.processing.builders.moving_shapes import encode_mp4, render_clip
 from PIL import Image
 from transformers import pipeline
 
 import modeling_mote  # noqa: F401  registers the pipeline
-from processing.builders.moving_shapes import encode_mp4, render_clip
 
 gr = pytest.importorskip("gradio", reason="Gradio is absent: pip install 'mote-transformers[app]'")
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, classify_windows, encode_classes
 from PIL import Image
 from transformers import AutoTokenizer, pipeline
 
 from modeling_mote import MoTEForVideoClassification, MoTEModel
-from processing import MoTEProcessor, MoTEVideoProcessor, classify_windows, encode_classes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "classify.py"
 LABELS = ["left", "right", "still"]

@@ -31,6 +31,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 from matplotlib.figure import Figure
+from modeling_mote.processing import (
+    MoTEProcessor,
+    MoTEVideoProcessor,
+    ZeroShotVideoClassificationPipeline,
+    decode_video,
+    sample_indices,
+)
+from modeling_mote.processing.clips import VideoClips, collate_clips
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -40,14 +48,6 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification
 from modeling_mote.training import freeze, parameter_groups
-from processing import (
-    MoTEProcessor,
-    MoTEVideoProcessor,
-    ZeroShotVideoClassificationPipeline,
-    decode_video,
-    sample_indices,
-)
-from processing.clips import VideoClips, collate_clips
 
 ROWS = ("forward", "head", "tower", "reading", "folder", "training", "growth", "import")
 END = 49407  # CLIP's end of text

@@ -28,6 +28,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 from matplotlib.figure import Figure
+from modeling_mote.processing import MoTEVideoProcessor
+from modeling_mote.processing.builders import MovingShapes
+from modeling_mote.processing.builders.moving_shapes import MOTIONS, OBJECTS, class_name
+from modeling_mote.processing.clips import VideoClips, collate_clips
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -38,10 +42,6 @@ from modeling_mote.blending import blend_with_clip
 from modeling_mote.feature_cache import class_features, load_with_metadata, write_whole
 from modeling_mote.modeling_mote import merging_weights, temporal_feature_modulation
 from modeling_mote.training import freeze, lr_at, parameter_groups, step_generator
-from processing import MoTEVideoProcessor
-from processing.builders import MovingShapes
-from processing.builders.moving_shapes import MOTIONS, OBJECTS, class_name
-from processing.clips import VideoClips, collate_clips
 
 HERE = Path(__file__).resolve().parent
 CLIP = HERE / "moving_shapes_clip"

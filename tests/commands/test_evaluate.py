@@ -10,15 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard
+from modeling_mote.processing import encode_classes
+from modeling_mote.processing.label_sets import load_label_set
+from modeling_mote.processing.protocols import half_classes_accuracy, half_classes_score, score_views
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel
 
 from modeling_mote import MoTEModel
 from modeling_mote.blending import blend_with_clip
 from modeling_mote.convert_mote_original import convert
-from processing import encode_classes
-from processing.label_sets import load_label_set
-from processing.protocols import half_classes_accuracy, half_classes_score, score_views
 
 from .mini_hub import MiniHub
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
 from transformers import AutoTokenizer, pipeline
 
 from modeling_mote import MoTEForVideoClassification, MoTEModel
-from processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

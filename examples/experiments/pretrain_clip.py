@@ -17,12 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from torch import nn
-from tqdm.auto import tqdm
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast, set_seed
-
-from processing.builders.moving_shapes import (
+from modeling_mote.processing.builders.moving_shapes import (
     COLORS,
     MOTIONS,
     OBJECTS,
@@ -32,7 +27,11 @@ from processing.builders.moving_shapes import (
     render_stills,
     sample_scenes,
 )
-from processing.prompts import PROMPT_SETS, encode_classes
+from modeling_mote.processing.prompts import PROMPT_SETS, encode_classes
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast, set_seed
 
 TEMPLATES = PROMPT_SETS["mote_28"]
 SIZES = ("small", "medium", "large")

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from modeling_mote.processing import encode_classes
+from modeling_mote.processing.builders.moving_shapes import encode_mp4, render_clip
+from modeling_mote.processing.metrics import load_metric
 from transformers import AutoProcessor
 
 from modeling_mote import MoTEModel
 from modeling_mote.feature_cache import load_with_metadata
-from processing import encode_classes
-from processing.builders.moving_shapes import encode_mp4, render_clip
-from processing.metrics import load_metric
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "search.py"
 SHOWN = ["red bar", "green star", "blue square", "yellow moon", "purple cross"]

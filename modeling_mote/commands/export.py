@@ -49,8 +49,8 @@ import modeling_mote
 from modeling_mote import MoTEModel
 from modeling_mote.feature_cache import fingerprint
 from modeling_mote.modeling_mote import temporal_feature_modulation
-from processing.builders.moving_shapes import encode_mp4, render_clip
-from processing.prompts import get_prompt_set
+from modeling_mote.processing.builders.moving_shapes import encode_mp4, render_clip
+from modeling_mote.processing.prompts import get_prompt_set
 
 FORMATS = {"onnx": ("onnx",), "torch": ("pt2",), "both": ("onnx", "pt2")}  # files of each --format
 QUANTIZED = ("video", "text")  # not the classifier, whose exp(-(1 - m) / 0.05) makes 20 of an error of 1

@@ -29,8 +29,8 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser, pipeline
 
 import modeling_mote  # noqa: F401  registers MoTE with transformers
-from processing import VideoDecodeError, parse_labels
-from processing.long_video import classify_windows, plot_timeline
+from modeling_mote.processing import VideoDecodeError, parse_labels
+from modeling_mote.processing.long_video import classify_windows, plot_timeline
 
 try:
     import gradio as gr

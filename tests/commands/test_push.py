@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from modeling_mote.processing.protocols import PROTOCOLS
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, HfArgumentParser
 
 from modeling_mote import MoTEConfig
-from processing.protocols import PROTOCOLS
 
 from .mini_hub import TOKEN, MiniHub
 

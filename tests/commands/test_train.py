@@ -359,7 +359,7 @@ def test_a_step_without_any_clip_moves_nothing(run, bad_list, tmp_path):
 def test_too_many_bad_files_stop_the_run(refusal, train_script, options, bad_list, tmp_path):
     message = refusal(train_script, options | {"data": str(bad_list), "max_bad_fraction": 0.1})
     assert "2 of 12 training clips can't be read, more than --max_bad_fraction allows" in message
-    assert "python -m processing.check_videos" in message
+    assert "python -m modeling_mote.processing.check_videos" in message
     assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -1,0 +1,7 @@
+"""`python -m modeling_mote` is `mote`."""
+
+import sys
+
+from .commands import main
+
+sys.exit(main())

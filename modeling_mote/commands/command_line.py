@@ -1,0 +1,253 @@
+"""The one dialect of all commands: how options are written, what they are called, and how a run ends.
+
+A command is a module with a docstring, `add_options(parser)`, `check(options)` if anything can be found wrong before
+PyTorch is loaded, and `run(options)`, which turns the options into plain values for the library. Options are written
+with `_`; `-` is accepted. Only `run` imports what takes seconds.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+# What people type who know other tools, or an older release of this one.
+OTHER_NAMES = {
+    "checkpoint": "model",
+    "ckpt": "model",
+    "data_folder": "data",
+    "out": "output",
+    "workers": "num_workers",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with `-` for `_`, no abbreviations, and one sentence for an error."""
+
+    def __init__(self, name: str, documentation: str):
+        description, _, epilog = documentation.partition("\n\n")
+        super().__init__(
+            prog=f"mote {name}",
+            description=description,
+            epilog=epilog,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_known_args(self, args=None, namespace=None):
+        given = [_with_underscores(each) for each in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(given, namespace)
+
+    def parse_args(self, args=None, namespace=None):
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            if not name.startswith("--"):
+                self.error(f"{unknown[0]!r} is one argument too many; quote what holds spaces")
+            known = [option for action in self._actions for option in action.option_strings]
+            other = f"--{OTHER_NAMES.get(name[2:])}"
+            hint = f"; did you mean {other}?" if other in known else suggestion(name, known)
+            self.error(f"there is no option {name}{hint}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(report_error(f"{message} (see `{self.prog} --help`)", code=2))
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The documentation as it is written, and defaults that are worth knowing."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=min(119, int(os.environ.get("COLUMNS", 100))))
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if not action.option_strings or action.default in (None, argparse.SUPPRESS, False) or action.required:
+            return text
+        return f"{text} (default {_shown(action.default)})"
+
+
+def _shown(value: Any) -> str:
+    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _with_underscores(given: str) -> str:
+    """`--batch-size=8` as `--batch_size=8`; values stay as they are."""
+    if not given.startswith("--"):
+        return given
+    name, equals, value = given.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean …?" if a known name is close, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+# ------------------------------------------------------------------------------------------------------ kinds of values
+
+
+def number(
+    least: float, most: float = float("inf"), kind: Callable[[str], float] = int, above: bool = False
+) -> Callable[[str], Any]:
+    """A kind of value for argparse: a number from `least` to `most`, or above `least` and not equal to it."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number") from None
+        if not least <= value <= most or (above and value == least) or value == float("inf"):
+            upper = "" if most == float("inf") else f" and at most {most:g}"
+            lower = f"above {least:g}" if above else f"at least {least:g}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {lower}{upper}")
+        return value
+
+    return read
+
+
+def truth(text: str) -> bool:
+    """A kind of value for argparse: true or false."""
+    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return value
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, text: str, default: bool = False) -> None:
+    """An option that is true where it stands alone: `--name`, `--name true`, `--name false`."""
+    parser.add_argument(f"--{name}", type=truth, nargs="?", const=True, default=default, metavar="BOOL", help=text)
+
+
+# ------------------------------------------------------------------------------------- options that several commands have
+
+
+def add_videos(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO", help="video file, folder (read with the folders in it), glob, or URL"
+    )
+
+
+def add_model(
+    parser: argparse.ArgumentParser, text: str = "MoTE checkpoint: folder or Hub id", **options: Any
+) -> None:
+    options = options if "default" in options else {"required": True, **options}
+    parser.add_argument("--model", help=text, **options)
+
+
+def add_labels(parser: argparse.ArgumentParser, text: str = "names with commas between them") -> None:
+    parser.add_argument("--labels", help=text)
+    parser.add_argument("--labels_file", help="text file of one name per line, or CSV with a column `name`")
+
+
+def add_reading(parser: argparse.ArgumentParser, batch_size: int = 8, what: str = "videos") -> None:
+    """How much is read and computed at a time, and where."""
+    parser.add_argument("--batch_size", type=number(1), default=batch_size, help=f"{what} in one forward")
+    parser.add_argument("--num_workers", type=number(0), default=2, help="processes that read videos")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, …; an accelerator by default, if there is one")
+
+
+# ---------------------------------------------------------------------------------------------- checks before the work
+
+
+def check_model(model: str) -> None:
+    """Refuse a folder that does not exist, rather than ask the Hub for it.
+
+    Raises:
+        FileNotFoundError: naming the folder.
+    """
+    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model):
+        raise FileNotFoundError(f"--model {model}: there is no such folder.")
+
+
+def check_output(name: str, path: str | None, suffixes: Sequence[str]) -> None:
+    """Refuse an output file of a wrong kind, or in a folder that does not exist, before the work.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the option and the file.
+    """
+    if path is None:
+        return
+    if Path(path).suffix.lower() not in suffixes:
+        raise ValueError(f"--{name} {path} must end in {' or '.join(suffixes)}.")
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--{name} {path}: its folder does not exist; make it first.")
+
+
+# ----------------------------------------------------------------------------------------------------------- how a run ends
+
+
+def run_command(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one command from its command line to its exit code.
+
+    Args:
+        name: of the command, `modeling_mote.commands.<name>`.
+        argv: its options; those of this process by default.
+
+    Returns:
+        0 or what the command returns; 1 after an error, said in one sentence on stderr (`MOTE_DEBUG=1` adds the
+        traceback); 2 if the command line makes no sense; 130 after Ctrl-C.
+    """
+    command: ModuleType = importlib.import_module(f".{name}", __package__)
+    parser = Parser(name, command.__doc__ or "")
+    command.add_options(parser)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal may lack a file name's characters
+    try:
+        options = parser.parse_args(argv)
+        if hasattr(command, "check"):
+            command.check(options)
+        _quiet()
+        return command.run(options) or 0
+    except SystemExit as stop:  # argparse, after --help and after an error
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return report_error("interrupted", code=130)
+    except BrokenPipeError:  # `mote … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if not isinstance(error, _expected()):
+            raise
+        if os.environ.get("MOTE_DEBUG"):
+            traceback.print_exc()
+        return report_error(str(error) or type(error).__name__)
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors whose message is written for the person who typed the command."""
+    kinds: list[type[Exception]] = [ValueError, OSError, ImportError]
+    if "safetensors" in sys.modules:
+        kinds.append(sys.modules["safetensors"].SafetensorError)
+    return tuple(kinds)
+
+
+def report_error(message: str, code: int = 1) -> int:
+    """Say what is wrong on one line of stderr; returns the exit code."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _quiet() -> None:
+    """Load what every command needs; each warning is one line, and progress bars are the commands' own."""
+    importlib.import_module("modeling_mote.registration")
+    logging = importlib.import_module("transformers").logging
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", UserWarning)
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

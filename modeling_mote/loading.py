@@ -1,0 +1,294 @@
+"""A checkpoint's name → a model that is ready to use, or one sentence that says why not.
+
+Every command, the app, export, search and training load through here, so that what a checkpoint must have is decided
+once: MoTE weights that are all there and finite, temporal layers that were trained, a processor that fits.
+"""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoProcessor, AutoTokenizer, CLIPConfig, PreTrainedConfig, pipeline
+from transformers.utils import logging
+
+from . import registration  # noqa: F401  AutoProcessor and pipeline() know MoTE then
+from .configuration_mote import MoTEConfig
+from .modeling_mote import MoTEForVideoClassification, MoTEModel
+from .processing import MoTEProcessor, MoTEVideoProcessor, ZeroShotVideoClassificationPipeline
+
+TRAIN_FIRST = "train it first with `mote train`, or convert the authors' checkpoint with `mote convert`"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used for what was asked; the message names it and says what to do."""
+
+
+def model_type_of(model: str) -> str:
+    """The `model_type` in a checkpoint's config.json, before any weight is read.
+
+    Args:
+        model: folder or Hub id.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, or it has no config.
+    """
+    path = Path(model)
+    if path.is_file():
+        raise CheckpointError(
+            f"{model} is a file, not a checkpoint folder: convert the authors' .pt files with `mote convert`."
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        below = next((name for name in ("model", "best") if (path / name / "config.json").is_file()), None)
+        hint = f": {path / below} is one" if below else ": it holds no config.json"
+        raise CheckpointError(f"{model} is no checkpoint{hint}.")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(model)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"There is no folder {model}, and it could not be loaded from the Hub ({first_sentence(error)})."
+        ) from error
+    return str(config.get("model_type"))
+
+
+@overload
+def load_model(
+    model: str, *, classifier: Literal[True], dtype: Any = ..., device: Any = ..., untrained: bool = ...
+) -> MoTEForVideoClassification: ...
+
+
+@overload
+def load_model(
+    model: str, *, classifier: bool = ..., dtype: Any = ..., device: Any = ..., untrained: bool = ...
+) -> MoTEModel: ...
+
+
+def load_model(
+    model: str,
+    *,
+    classifier: bool = False,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str | None = "cpu",
+    untrained: bool = False,
+) -> MoTEModel:
+    """Load a whole MoTE in evaluation mode.
+
+    Args:
+        model: folder or Hub id.
+        classifier: a `MoTEForVideoClassification` rather than a `MoTEModel`; both read the same weights.
+        dtype: of the weights; "auto" for that of the checkpoint.
+        device: where to put it; None for an accelerator, if there is one, else the CPU.
+        untrained: accept temporal layers that were never trained, whose scores mean nothing.
+
+    Raises:
+        CheckpointError: if the checkpoint is no MoTE, lacks weights, holds others or values that are no finite
+            numbers, or its temporal layers were never trained.
+    """
+    check_is_mote(model)
+    cls = MoTEForVideoClassification if classifier else MoTEModel
+    with _one_sentence(model), _without_report():
+        loaded, info = cls.from_pretrained(model, dtype=dtype, output_loading_info=True)
+    for kind, what in (("missing_keys", "lacks {} of MoTE's weights"), ("unexpected_keys", "holds {} other weights")):
+        if names := sorted(info[kind]):
+            raise CheckpointError(f"{model} {what.format(len(names))}, {names[0]} to begin with.")
+    for name, tensor in loaded.state_dict().items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{model} is damaged: {name} holds values that are no finite numbers.")
+    if not untrained and not loaded.temporal_layers_trained:
+        raise CheckpointError(
+            f"The temporal layers of {model} were never trained, so its scores mean nothing: {TRAIN_FIRST}."
+        )
+    return loaded.to(find_device(device)).eval()
+
+
+def check_is_mote(model: str) -> None:
+    """Say what a checkpoint is if it is no MoTE, from its config alone.
+
+    Raises:
+        CheckpointError: naming the checkpoint and its model type.
+    """
+    kind = model_type_of(model)
+    if kind == CLIPConfig.model_type:
+        raise CheckpointError(f"{model} is a bare CLIP, whose temporal layers are not there yet: {TRAIN_FIRST}.")
+    if kind != MoTEConfig.model_type:
+        raise CheckpointError(f"{model} holds a model of type {kind!r}, not a MoTE checkpoint.")
+
+
+def load_processor(model: str) -> MoTEProcessor:
+    """The processor saved with a MoTE.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    with _one_sentence(model):
+        processor = AutoProcessor.from_pretrained(model)
+    if not isinstance(processor, MoTEProcessor):
+        raise CheckpointError(f"{model} holds no MoTEProcessor: save one beside the model.")
+    return processor
+
+
+def load_checkpoint(model: str, **options: Any) -> tuple[MoTEModel, MoTEProcessor]:
+    """Model and processor of a MoTE checkpoint.
+
+    Args:
+        model: folder or Hub id.
+        **options: see `load_model`.
+
+    Raises:
+        CheckpointError: see `load_model` and `load_processor`.
+    """
+    return load_model(model, **options), load_processor(model)
+
+
+def load_pipeline(
+    model: str, device: torch.device | str | None = None, merge: bool = True
+) -> ZeroShotVideoClassificationPipeline:
+    """The zero-shot video classification pipeline of a checkpoint.
+
+    Args:
+        model: folder or Hub id.
+        device: see `load_model`; an accelerator by default, if there is one.
+        merge: fold the experts, which the scores do not depend on and every forward is faster for.
+
+    Raises:
+        CheckpointError: see `load_model` and `load_processor`.
+    """
+    loaded, processor = load_checkpoint(model, device=device)
+    if merge and not loaded.config.temporal_config.experts_merged:
+        loaded.merge_experts()
+    return pipeline(  # type: ignore[call-overload]
+        "zero-shot-video-classification", model=loaded, processor=processor, device=loaded.device
+    )
+
+
+def load_to_train(
+    model: str, num_frames: int, label_smoothing: float = 0.0
+) -> tuple[MoTEForVideoClassification, MoTEProcessor]:
+    """What a training starts from: a MoTE, or a CLIP that gets new temporal layers and a processor of its size.
+
+    Args:
+        model: folder or Hub id of either.
+        num_frames: frames per clip.
+        label_smoothing: of both cross-entropies.
+
+    Returns:
+        the model in float32, and its processor, which repeats frames of short videos.
+
+    Raises:
+        CheckpointError: for any other kind of model, or one that lacks weights.
+    """
+    kind = model_type_of(model)
+    if kind not in (CLIPConfig.model_type, MoTEConfig.model_type):
+        raise CheckpointError(
+            f"{model} holds a model of type {kind!r}: MoTE starts from a CLIP (model type 'clip', such as "
+            "openai/clip-vit-base-patch16), or goes on from a MoTE."
+        )
+    with _one_sentence(model), _without_report():
+        loaded, info = MoTEForVideoClassification.from_pretrained(
+            model,
+            num_frames=num_frames,
+            label_smoothing=label_smoothing,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    new = ("temporal_model.", "seen_classes.") if kind == CLIPConfig.model_type else ()
+    lacking = sorted(key for key in info["missing_keys"] if not key.startswith(new))
+    if lacking:
+        raise CheckpointError(f"{model} lacks {len(lacking)} of its weights, {lacking[0]} to begin with.")
+    if kind == MoTEConfig.model_type:
+        processor = load_processor(model)
+        processor.num_frames = num_frames
+        return loaded, processor
+    return loaded, new_processor(model, loaded.config, num_frames)
+
+
+def new_processor(clip: str, config: MoTEConfig, num_frames: int) -> MoTEProcessor:
+    """The processor of a MoTE that starts from a CLIP: that CLIP's tokenizer, and frames of its size and colours.
+
+    Args:
+        clip: folder or Hub id of the CLIP.
+        config: of the MoTE.
+        num_frames: frames per clip.
+
+    Raises:
+        CheckpointError: if the CLIP has no tokenizer.
+    """
+    side: Any = config.vision_config.image_size
+    with _one_sentence(clip):
+        tokenizer = AutoTokenizer.from_pretrained(clip)
+    # Without files of one, transformers makes a tokenizer that knows no word.
+    if set(tokenizer("a photo of a person").input_ids) <= set(tokenizer.all_special_ids):
+        raise CheckpointError(f"{clip} has no tokenizer: save the CLIP's tokenizer in it.")
+    try:
+        pixels = getattr(AutoProcessor.from_pretrained(clip), "image_processor", MoTEVideoProcessor)
+    except (OSError, ValueError):  # a tokenizer alone: CLIP's own colours
+        pixels = MoTEVideoProcessor
+    video_processor = MoTEVideoProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=pixels.image_mean,
+        image_std=pixels.image_std,
+        num_frames=num_frames,
+        short_video="loop",
+    )
+    return MoTEProcessor(video_processor, tokenizer)
+
+
+def find_device(device: torch.device | str | None) -> torch.device:
+    """The device of a name; an accelerator for None, if there is one, else the CPU.
+
+    Raises:
+        ValueError: if it does not work here.
+    """
+    if device is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"Device {device} does not work here: {first_sentence(error)}.") from error
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first line of an error's message, without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+@contextmanager
+def _one_sentence(model: str):
+    """Whatever transformers raises while it loads becomes a sentence that names the checkpoint."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except RuntimeError as error:  # sizes of weights
+        raise CheckpointError(
+            f"{model} does not load: its weights do not fit its config.json ({first_sentence(error)})."
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{model} does not load: {first_sentence(error)}.") from error
+
+
+@contextmanager
+def _without_report():
+    """Without transformers' table of missing weights: what matters of it becomes a sentence."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+__all__ = [
+    "CheckpointError",
+    "check_is_mote",
+    "find_device",
+    "load_checkpoint",
+    "load_model",
+    "load_pipeline",
+    "load_processor",
+    "load_to_train",
+    "model_type_of",
+    "new_processor",
+]
