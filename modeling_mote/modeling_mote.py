@@ -445,6 +445,25 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         self.seen_classes = MoTESeenClasses(config.num_labels, config.projection_dim)  # type: ignore[arg-type]
         self.post_init()
 
+    @property
+    @torch.no_grad()
+    def temporal_layers_trained(self) -> bool:
+        """Whether every temporal layer was ever trained; if not, the scores mean nothing.
+
+        The weights say it themselves, also in a checkpoint and once the experts are merged: the first training step
+        moves the biases of the layer norms from exactly zero. Layers that carry an adapter count as trained.
+        """
+
+        def bias(norm: nn.Module) -> torch.Tensor:
+            # The norm of zeros, asked of the module: its weights may be offloaded.
+            weight: Any = norm.weight
+            return norm(torch.zeros_like(weight, device="cpu" if weight.is_meta else weight.device))
+
+        layers: Any = self.temporal_model.layers
+        if any("lora_" in name for name, _ in layers.named_parameters()):
+            return True
+        return all(bool(bias(layer.layer_norm1).any() or bias(layer.layer_norm2).any()) for layer in layers)
+
     def draw_mixtures(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws the two mixtures of a training step: the routed pass' and the merged pass'.
 

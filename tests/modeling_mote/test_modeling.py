@@ -702,3 +702,47 @@ def test_no_temporal_layers_is_mean_pooling_of_frames_and_positions(make_model, 
     expected = 2 * tokens.frame_embeds + model.temporal_model.position_embedding.weight[:8]
     torch.testing.assert_close(tokens.last_hidden_state, expected)
     assert model.train()(videos, labels=torch.tensor([0, 1])).loss.isfinite()
+
+
+# --- whether the temporal layers were trained ---
+
+
+def test_weights_say_whether_the_temporal_layers_were_trained(
+    clip_folder, make_config, make_classes, videos, tmp_path
+):
+    for fresh in (
+        MoTEForVideoClassification.from_pretrained(clip_folder),
+        MoTEModel(make_config()),
+        MoTEModel(make_config()).half(),
+    ):
+        assert not fresh.temporal_layers_trained
+    model = MoTEForVideoClassification.from_pretrained(clip_folder)
+    model.set_training_classes(["a", "b"], make_classes(2, seed=8))
+    model.save_pretrained(tmp_path / "untrained")
+    again = MoTEForVideoClassification.from_pretrained(tmp_path / "untrained")
+    assert not again.temporal_layers_trained and not copy.deepcopy(again).merge_experts().temporal_layers_trained
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    model.train()(videos, labels=torch.tensor([0, 1])).loss.backward()
+    assert not model.temporal_layers_trained
+    optimizer.step()
+    assert model.temporal_layers_trained
+    again.load_state_dict(model.state_dict())
+    assert again.temporal_layers_trained
+    model.merge_experts().save_pretrained(tmp_path / "trained")
+    assert MoTEModel.from_pretrained(tmp_path / "trained", dtype=torch.bfloat16).temporal_layers_trained
+    assert not MoTEModel(MoTEModel.from_pretrained(tmp_path / "trained").config).temporal_layers_trained
+
+
+def test_one_layer_without_weights_is_not_trained(classifier, tmp_path):
+    state = {key: value for key, value in classifier.state_dict().items() if "layers.1." not in key}
+    classifier.save_pretrained(tmp_path, state_dict=state)
+    assert classifier.temporal_layers_trained
+    assert not MoTEModel.from_pretrained(tmp_path).temporal_layers_trained
+
+
+def test_offloaded_layers_know_whether_they_were_trained(classifier, make_config):
+    from accelerate import cpu_offload
+
+    for model, trained in ((classifier, True), (MoTEModel(make_config()).eval(), False)):
+        offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
+        assert offloaded.temporal_layers_trained is trained
