@@ -4,26 +4,29 @@
 
 Prints top-1 with N for the classes that were trained and for those that never were, of CLIP with mean pooling and of
 MoTE with modulation off and on; the same as `demo.json` beside the model. Then the best labels of one unseen clip.
-Leaves that clip as `example.mp4`, and six clips in a row as `long.mp4`, for classify.py and the app.
+Leaves that clip as `example.mp4`, and six clips in a row as `long.mp4`, for the commands printed at the end.
 """
 
 import argparse
 import json
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import CLIPModel, pipeline
+
+from modeling_mote import MoTEModel
+from modeling_mote.loading import load_checkpoint
 from modeling_mote.processing import decode_video, encode_classes
 from modeling_mote.processing.builders import MovingShapes
 from modeling_mote.processing.builders.moving_shapes import encode_mp4
 from modeling_mote.processing.clips import VideoClips, collate_clips
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-from transformers import AutoProcessor, CLIPModel, pipeline
-
-from modeling_mote import MoTEModel
+from modeling_mote.processing.files import write_whole
 
 SPLITS = {
     "test": "trained classes",
@@ -70,7 +73,8 @@ def main() -> None:
     if not (folder / "training.json").is_file():
         sys.exit(f"error: --model {folder} holds no training.json: run `accelerate launch examples/train.py` first.")
     training = json.loads((folder / "training.json").read_text())["arguments"]
-    model, processor = MoTEModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    model, processor = load_checkpoint(str(folder))
+    model.merge_experts()
     clip = CLIPModel.from_pretrained(training["model"]).eval()
     builder = MovingShapes()
     builder.download_and_prepare()
@@ -87,19 +91,30 @@ def main() -> None:
         shown = (f"{100 * cell:{len(column) - 1}.1f}%" for cell, column in zip(cells, columns, strict=True))
         lines.append(f"{title:34} | {row['n']:4} | {len(names):7} | {100 / len(names):5.1f}% | " + " | ".join(shown))
     print("", *lines, sep="\n")
-    (folder.parent / "demo.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_whole(folder.parent / "demo.json", json.dumps(results, indent=2) + "\n")
 
     unseen = builder.as_dataset("test_compositions")
     row, some = unseen[0], unseen.select(range(0, len(unseen), len(unseen) // 6))
     films, metadata = zip(*(decode_video(video["bytes"]) for video in some["video"]), strict=True)
-    (folder.parent / "long.mp4").write_bytes(encode_mp4(np.concatenate(films), round(metadata[0].fps)))
+    film = folder.parent / "long.mp4"
+    write_whole(film, encode_mp4(np.concatenate(films), round(metadata[0].fps)))
     video = folder.parent / "example.mp4"
-    video.write_bytes(row["video"]["bytes"])
-    classify = pipeline("zero-shot-video-classification", model=str(folder))  # type: ignore[call-overload]
+    write_whole(video, row["video"]["bytes"])
+    classify = pipeline("zero-shot-video-classification", model=model, processor=processor)
     names = builder.class_names("test_compositions")
     print(f"\n{video} shows a {builder.info.features['label'].int2str(row['label'])}; of {len(names)} labels:")
     for answer in classify(str(video), candidate_labels=names, top_k=5):
         print(f"  {answer['score']:.3f}  {answer['label']}")
+
+    mote, labels = Path(sysconfig.get_path("scripts"), "mote"), ", ".join(names[:3])
+    mote = mote.relative_to(Path.cwd()) if mote.is_relative_to(Path.cwd()) else mote
+    print(
+        f"\nTo try next, here and on videos of your own:\n"
+        f'  {mote} classify {video} --model {folder} --labels "{labels}"\n'
+        f"  {mote} classify {film} --model {folder} --window 2 --timeline {folder.parent / 'timeline.png'}\n"
+        f"  {mote} train --data MY_VIDEOS --model openai/clip-vit-base-patch16 --output runs/mine  "
+        "# MY_VIDEOS has one folder per class"
+    )
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def main() -> None:
         print(f"{len(broken)} tests fail:", *(f"  {each}" for each in broken), sep="\n", flush=True)
         find_culprits(broken, {name: change for name, change in newer.items() if name in direct()})
         sys.exit(
-            "error: the newest packages do not pass; if one is known to break, bound it in pyproject.toml, or --hold it."
+            "error: the newest packages do not pass: bound one that is known to break in pyproject.toml, or --hold it."
         )
     print("All tests pass on the versions of today.")
     if options.write is not None:

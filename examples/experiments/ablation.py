@@ -1,9 +1,9 @@
 """Ablates MoTE on MovingShapes: what experts, merging, MSE and modulation do to trained and to unseen classes.
 
-    python examples/ablation.py                  # every row and seed; a cut run goes on where it was
-    python examples/ablation.py --quick          # the same in small, to see it work; reports into the output folder
-    python examples/ablation.py --only mote --seed 3    # one training and its scores
-    python examples/ablation.py --choose_world   # which world: scores CLIP and the plain head in each of a grid
+    python examples/experiments/ablation.py                  # every row and seed; a cut run goes on where it was
+    python examples/experiments/ablation.py --quick          # the same in small, to see it work; reports into the output folder
+    python examples/experiments/ablation.py --only mote --seed 3    # one training and its scores
+    python examples/experiments/ablation.py --choose_world   # which world: scores CLIP and the plain head in each of a grid
 
 All rows start from `examples/moving_shapes_clip`, whose image tower stays frozen in all but the last: every frame is
 encoded once. Prints the tables. Leaves in `--output` a JSON file a row and seed, and in `--report` `ablation.json`,
@@ -28,10 +28,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from matplotlib.figure import Figure
-from modeling_mote.processing import MoTEVideoProcessor
-from modeling_mote.processing.builders import MovingShapes
-from modeling_mote.processing.builders.moving_shapes import MOTIONS, OBJECTS, class_name
-from modeling_mote.processing.clips import VideoClips, collate_clips
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -41,10 +37,14 @@ from modeling_mote import MoTEConfig, MoTEForVideoClassification, modulation_sea
 from modeling_mote.blending import blend_with_clip
 from modeling_mote.feature_cache import class_features, load_with_metadata, write_whole
 from modeling_mote.modeling_mote import merging_weights, temporal_feature_modulation
+from modeling_mote.processing import MoTEVideoProcessor
+from modeling_mote.processing.builders import MovingShapes
+from modeling_mote.processing.builders.moving_shapes import MOTIONS, OBJECTS, class_name
+from modeling_mote.processing.clips import VideoClips, collate_clips
 from modeling_mote.training import freeze, lr_at, parameter_groups, step_generator
 
-HERE = Path(__file__).resolve().parent
-CLIP = HERE / "moving_shapes_clip"
+ROOT = Path(__file__).resolve().parents[2]
+CLIP = ROOT / "examples" / "moving_shapes_clip"
 NUM_FRAMES = 8
 STEPS = 400
 SPLITS = ("train", "test", "test_compositions", "test_objects", "test_motions")
@@ -895,7 +895,7 @@ class Arguments:
     output: str = option(
         "runs/ablation", "folder of videos, features, heads and results; what is there is not computed again"
     )
-    report: str = option(str(HERE.parent / "docs"), "folder of ablation.json, ablation.md and the plots")
+    report: str = option(str(ROOT / "docs"), "folder of ablation.json, ablation.md and the plots")
     seeds: int = option(5, f"seeds a row; at most {TUNED_SEEDS} of tuned towers")
     steps: int = option(STEPS, "training steps of a head, 32 clips each")
     processes: int = option(2, "rows computed at a time, each on one thread")

@@ -1,8 +1,8 @@
 """Measures this package against the authors' way of doing the same, in one run on the machine at hand.
 
-    python examples/benchmark.py                       # ViT-B/16 sizes, random weights, 8 x 224 frames, 400 classes
-    python examples/benchmark.py --rows forward head   # some of them
-    python examples/benchmark.py --videos my_videos    # file rows on clips of your own
+    python examples/experiments/benchmark.py                       # ViT-B/16 sizes, random weights, 8 x 224 frames, 400 classes
+    python examples/experiments/benchmark.py --rows forward head   # some of them
+    python examples/experiments/benchmark.py --videos my_videos    # file rows on clips of your own
 
 Prints a table of ratios, each the median of alternated runs, and what was checked to be equal in the same run. The
 authors' way is written down here from its description: float32, experts merged on every forward, eager attention,
@@ -31,14 +31,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from matplotlib.figure import Figure
-from modeling_mote.processing import (
-    MoTEProcessor,
-    MoTEVideoProcessor,
-    ZeroShotVideoClassificationPipeline,
-    decode_video,
-    sample_indices,
-)
-from modeling_mote.processing.clips import VideoClips, collate_clips
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -47,6 +39,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification
+from modeling_mote.processing import (
+    MoTEProcessor,
+    MoTEVideoProcessor,
+    ZeroShotVideoClassificationPipeline,
+    decode_video,
+    sample_indices,
+)
+from modeling_mote.processing.clips import VideoClips, collate_clips
 from modeling_mote.training import freeze, parameter_groups
 
 ROWS = ("forward", "head", "tower", "reading", "folder", "training", "growth", "import")

@@ -1,6 +1,6 @@
 """Pretrain the tiny CLIP from which the demo trains MoTE, on captioned stills of MovingShapes.
 
-    python examples/pretrain_clip.py --output_dir examples/moving_shapes_clip
+    python examples/experiments/pretrain_clip.py --output_dir examples/moving_shapes_clip
 
 Stills of the 36 objects in the 12 motions, some sharp, some blurred or with a trail of older copies, are rendered as
 they are needed; captions name colour, shape, motion and more. Nothing is downloaded. 700 steps of 432 stills gave, on
@@ -17,6 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast, set_seed
+
 from modeling_mote.processing.builders.moving_shapes import (
     COLORS,
     MOTIONS,
@@ -28,10 +33,6 @@ from modeling_mote.processing.builders.moving_shapes import (
     sample_scenes,
 )
 from modeling_mote.processing.prompts import PROMPT_SETS, encode_classes
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from torch import nn
-from tqdm.auto import tqdm
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast, set_seed
 
 TEMPLATES = PROMPT_SETS["mote_28"]
 SIZES = ("small", "medium", "large")

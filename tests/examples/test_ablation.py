@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 STEPS = 14  # the schedule's first ten are at a learning rate of 0
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "ablation.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "experiments" / "ablation.py"
 
 
 @pytest.fixture(scope="module")

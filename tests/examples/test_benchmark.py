@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "benchmark.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "experiments" / "benchmark.py"
 
 
 @pytest.mark.slow

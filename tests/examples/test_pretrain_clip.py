@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
 from modeling_mote.processing.builders.moving_shapes import (
     COLORS,
     MOTIONS,
@@ -20,8 +23,6 @@ from modeling_mote.processing.builders.moving_shapes import (
     sample_scenes,
 )
 from modeling_mote.processing.prompts import PROMPT_SETS, encode_classes
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "examples" / "moving_shapes_clip"
@@ -42,7 +43,7 @@ def pixel_values(images: np.ndarray) -> torch.Tensor:
 
 
 def pretrain(output_dir: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "examples/pretrain_clip.py", "--output_dir", str(output_dir), *options]
+    command = [sys.executable, "examples/experiments/pretrain_clip.py", "--output_dir", str(output_dir), *options]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from modeling_mote.processing.builders.moving_shapes import encode_mp4, render_clip
 from PIL import Image
+
+from modeling_mote.processing.builders.moving_shapes import encode_mp4, render_clip
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "quickstart.ipynb"
 
