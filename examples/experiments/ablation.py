@@ -1,9 +1,11 @@
 """Ablates MoTE on MovingShapes: what experts, merging, MSE and modulation do to trained and to unseen classes.
 
-    python examples/experiments/ablation.py                  # every row and seed; a cut run goes on where it was
-    python examples/experiments/ablation.py --quick          # the same in small, to see it work; reports into the output folder
-    python examples/experiments/ablation.py --only mote --seed 3    # one training and its scores
-    python examples/experiments/ablation.py --choose_world   # which world: scores CLIP and the plain head in each of a grid
+    cd examples/experiments
+    python ablation.py                  # every row and seed; a cut run goes on where it was
+    python ablation.py --quick          # the same in small, to see it work; reports into the output folder
+    python ablation.py --only mote --seed 3    # one training and its scores
+    python ablation.py --redraw         # the pictures again, from the rows in docs/ablation.json
+    python ablation.py --choose_world   # which world: scores CLIP and the plain head in each of a grid
 
 All rows start from `examples/moving_shapes_clip`, whose image tower stays frozen in all but the last: every frame is
 encoded once. Prints the tables. Leaves in `--output` a JSON file a row and seed, and in `--report` `ablation.json`,
@@ -13,7 +15,6 @@ the tables of `ablation.md` and two plots.
 import copy
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -35,12 +36,13 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, HfArgumen
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification, modulation_search
 from modeling_mote.blending import blend_with_clip
-from modeling_mote.feature_cache import class_features, load_with_metadata, write_whole
+from modeling_mote.feature_cache import class_features, load_with_metadata
 from modeling_mote.modeling_mote import merging_weights, temporal_feature_modulation
 from modeling_mote.processing import MoTEVideoProcessor
 from modeling_mote.processing.builders import MovingShapes
 from modeling_mote.processing.builders.moving_shapes import MOTIONS, OBJECTS, class_name
 from modeling_mote.processing.clips import VideoClips, collate_clips
+from modeling_mote.processing.files import whole_file, write_whole
 from modeling_mote.training import freeze, lr_at, parameter_groups, step_generator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +57,7 @@ MOST_CLIPS = 4  # a class of the target, to choose on
 DIAL = (-0.6, -1.2, -2.4, -4.8, -9.6, "inf", 9.6, 4.8, 2.4, 1.2, 0.6)
 DIALED = ("experts", "merging", "mote")
 SCALED = ("plain", "control", "mote")
+HEADS = ("plain", "control", "experts", "merging", "mote")  # of the first picture, after CLIP
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -565,7 +568,7 @@ def run_row(name: str, seed: int, world: World, steps: int, output: Path) -> dic
                 itertools.chain(*(search(model, data, seed, target) for target in (*UNSEEN, *NAMES)))
             )
     row = {"variant": name, "seed": seed, "settings": settings(world, steps), **measured}
-    write_text(path, json.dumps(row, indent=1))
+    write_whole(path, json.dumps(row, indent=1))
     return row
 
 
@@ -589,16 +592,8 @@ def score_world(world: World, seeds: int, steps: int, output: Path) -> dict[str,
     clip = plain_clip(data)
     lost = mean(clip[column] - plain[column] for column in LOST_ON)
     row = {"world": asdict(world), "seeds": seeds, "steps": steps, "clip": clip, "plain": plain, "lost": lost}
-    write_text(path, json.dumps(row, indent=1))
+    write_whole(path, json.dumps(row, indent=1))
     return row
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def quiet() -> None:
@@ -624,7 +619,7 @@ def choose_world(output: Path, folder: Path, processes: int, steps: int, seeds: 
         body.append([*options, *pairs, f"{100 * row['lost']:.1f}"])
     head = ["trained objects", "motions each", "static cue", *(COLUMNS[column] for column in columns), "lost"]
     shown = table(head, body)
-    write_text(folder / "ablation" / "worlds.json", json.dumps(rows, indent=1) + "\n")
+    write_whole(folder / "ablation" / "worlds.json", json.dumps(rows, indent=1) + "\n")
     write_tables(folder / "ablation.md", {"worlds": shown})
     return shown
 
@@ -770,36 +765,59 @@ class Results:
         return [list(point) for point in zip(*scores, strict=True)]
 
 
+def plot_heads(results: Results, path: Path) -> None:
+    """Top-1 of each head on trained and on unseen classes; mean and standard deviation over seeds."""
+    figure = Figure(figsize=(10.5, 3.0))
+    sides = figure.subplots(1, 2, sharey=True, gridspec_kw={"left": 0.29, "right": 0.98, "bottom": 0.2, "top": 0.88})
+    titles = {"clip": "CLIP, mean over frames"} | {name: VARIANTS[name].title for name in HEADS}
+    for axis, columns, title in zip(
+        sides, (("trained",), UNSEEN), ("classes it was trained on", "classes it never saw"), strict=True
+    ):
+        for place, name in enumerate(titles):
+            seeds = [
+                100 * mean(each)
+                for each in zip(*(results.values(name, "off", column) for column in columns), strict=True)
+            ]
+            color = COLORS[2] if name == "mote" else "grey" if name == "clip" else COLORS[0]
+            width = stdev(seeds) if len(seeds) > 1 else 0.0
+            axis.errorbar(mean(seeds), place, xerr=width, fmt="o", color=color, capsize=4)
+            axis.annotate(
+                f"{mean(seeds):.1f}", (mean(seeds), place), xytext=(0, 7), textcoords="offset points", ha="center"
+            )
+        axis.set(title=title, xlabel="top-1 %", yticks=range(len(titles)), yticklabels=titles.values())
+        axis.set_ylim(len(titles) - 0.5, -0.8)
+        axis.margins(x=0.12)
+        axis.grid(axis="x", alpha=0.3)
+    save(figure, path)
+
+
 def plot_dial(results: Results, path: Path) -> None:
-    """Trained against unseen accuracy along the merge temperature, and along blends with CLIP; means over seeds."""
-    figure = Figure(figsize=(10.5, 8.2))
+    """Top-1 on trained and unseen classes along the two dials: merge temperature, and share of the temporal part."""
+    figure = Figure(figsize=(10.5, 5.2))
     panels = figure.subplots(
-        2, 2, gridspec_kw={"left": 0.07, "right": 0.98, "bottom": 0.07, "top": 0.95, "hspace": 0.25}
+        2, 2, sharex="col", gridspec_kw={"left": 0.08, "right": 0.98, "bottom": 0.11, "top": 0.93, "wspace": 0.2}
     )
-    merges = [(variant, "dial", VARIANTS[variant].title) for variant in DIALED]
-    blends = [(variant, "scale", f"{variant}, temporal part × 0 to 1") for variant in SCALED]
-    blends.append(("tuned_mote", "blends", "mote with a tuned tower, alpha 0 to 1"))
-    for row, (columns, labels) in zip(panels, ((UNSEEN, "their own names"), (NAMES, "object names")), strict=True):
-        for axis, curves, values, title in (
-            (row[0], merges, DIAL, "merge temperature -0.6 to 0.6 through infinity"),
-            (row[1], blends, (), "blends with CLIP"),
+    dials = (
+        (DIALED, "dial", range(len(DIAL)), "merge temperature (inf: all experts alike)"),
+        (SCALED, "scale", SCALES, "share of the temporal part that is kept (0: CLIP)"),
+    )
+    for (variants, mode, x, name), column in zip(dials, panels.T, strict=True):
+        for axis, columns, title in zip(
+            column, (("trained",), UNSEEN), ("trained classes", "unseen classes"), strict=True
         ):
-            for (variant, mode, name), color in zip(curves, COLORS, strict=False):
-                points = zip(*(results.curve(variant, mode, column) for column in columns), strict=True)
-                x = [100 * mean(itertools.chain(*point)) for point in points]
-                y = [100 * mean(point) for point in results.curve(variant, mode, "trained")]
-                axis.plot(x, y, marker=".", color=color, label=name, linewidth=1)
-                for index in (0, len(values) // 2, len(values) - 1) if values else ():
-                    place = {"textcoords": "offset points", "xytext": (4, 4), "fontsize": 8, "color": color}
-                    axis.annotate(str(values[index]), (x[index], y[index]), **place)
-            if not values:
-                clip = 100 * mean(results.values("clip", "off", column)[0] for column in columns)
-                axis.plot(clip, 100 * results.values("clip", "off", "trained")[0], "k*", label="CLIP")
-            axis.set(title=title, xlabel=f"clips of unseen classes, {labels}, top-1 %", ylabel="trained, top-1 %")
+            for variant, color in zip(variants, COLORS, strict=False):
+                points = zip(*(results.curve(variant, mode, each) for each in columns), strict=True)
+                y = [100 * mean(itertools.chain(*point)) for point in points]
+                axis.plot(x, y, marker="o", markersize=3, color=color, label=VARIANTS[variant].title)
             low, high = axis.get_ylim()
             if high - low < 4:  # points: less than that is no movement
                 axis.set_ylim((low + high) / 2 - 2, (low + high) / 2 + 2)
-            axis.legend(fontsize=7.5, loc="best")
+            axis.set(title=title, ylabel="top-1 %")
+            axis.grid(alpha=0.3)
+        if mode == "dial":
+            column[1].set_xticks(x, [str(value) for value in DIAL])
+        column[1].set_xlabel(name)
+        column[0].legend(fontsize=8)
     save(figure, path)
 
 
@@ -834,10 +852,15 @@ def plot_layers(results: Results, path: Path) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=90)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=90)
+
+
+def plot(results: Results, folder: Path) -> None:
+    """Draws every picture of the page."""
+    plot_heads(results, folder / "heads.png")
+    plot_dial(results, folder / "dial.png")
+    plot_layers(results, folder / "layers.png")
 
 
 def report(rows: list[dict[str, Any]], data: Data, folder: Path) -> str:
@@ -871,9 +894,8 @@ def report(rows: list[dict[str, Any]], data: Data, folder: Path) -> str:
         "tuned": results.tuned(),
     }
     rounded = json.loads(json.dumps({"n": clips, "rows": rows}), parse_float=lambda text: round(float(text), 4))
-    write_text(folder / "ablation.json", json.dumps(rounded))
-    plot_dial(results, folder / "ablation" / "dial.png")
-    plot_layers(results, folder / "ablation" / "layers.png")
+    write_whole(folder / "ablation.json", json.dumps(rounded))
+    plot(results, folder / "ablation")
     write_tables(folder / "ablation.md", tables)
     return "\n\n".join(f"{name}\n{shown}" for name, shown in tables.items())
 
@@ -887,7 +909,7 @@ def write_tables(path: Path, tables: dict[str, str]) -> None:
             text += f"{mark}<!-- end -->\n\n"
         before, _, rest = text.partition(mark)
         text = before + mark + shown + "\n" + rest[rest.index("<!-- end -->") :]
-    write_text(path, text)
+    write_whole(path, text)
 
 
 @dataclass
@@ -904,6 +926,7 @@ class Arguments:
     choose_world: bool = option(
         False, "score CLIP and the plain head in each world of the grid, and name the chosen one"
     )
+    redraw: bool = option(False, "only draw the pictures again, from the results in the report's folder")
     quick: bool = option(False, "few clips, steps and seeds; the report goes to the output folder")
 
 
@@ -932,6 +955,9 @@ def ablate(arguments: Arguments) -> None:
     if arguments.quick:
         world = World(6, 2, 0.9, train_videos_per_class=2, eval_videos_per_class=3)
         seeds, steps, folder = 2, 20, output
+    if arguments.redraw:
+        plot(Results(json.loads((folder / "ablation.json").read_text(encoding="utf-8"))["rows"]), folder / "ablation")
+        return
     if arguments.choose_world:
         print(choose_world(output, folder, arguments.processes, steps))
         return

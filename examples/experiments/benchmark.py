@@ -1,8 +1,9 @@
 """Measures this package against the authors' way of doing the same, in one run on the machine at hand.
 
-    python examples/experiments/benchmark.py                       # ViT-B/16 sizes, random weights, 8 x 224 frames, 400 classes
-    python examples/experiments/benchmark.py --rows forward head   # some of them
-    python examples/experiments/benchmark.py --videos my_videos    # file rows on clips of your own
+    cd examples/experiments
+    python benchmark.py                       # ViT-B/16 sizes, random weights, 8 x 224 frames, 400 classes
+    python benchmark.py --rows forward head   # some of them
+    python benchmark.py --videos my_videos    # file rows on clips of your own
 
 Prints a table of ratios, each the median of alternated runs, and what was checked to be equal in the same run. The
 authors' way is written down here from its description: float32, experts merged on every forward, eager attention,
@@ -518,9 +519,17 @@ def growth_rows(table: Table, rounds: int, picture: Path) -> None:
         found = alternated({str(size): make(size) for size in sizes}, rounds)
         seconds = list(found.values())
         axis = next(axes)
-        axis.plot(range(len(sizes)), [1000 * value for value in seconds], marker="o")
-        axis.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
-        axis.set(xlabel=title, ylabel="ms", ylim=(0, 1100 * max(seconds)), title=f"bound: {bound}")
+        axis.plot(sizes, [1000 * value for value in seconds], marker="o", label="measured")
+        if sizes[-1] < 100 * sizes[0]:
+            line = [1000 * seconds[0] * size / sizes[0] for size in sizes]
+            axis.plot(sizes, line, ":", color="grey", label="in proportion")
+            axis.set_xlim(0)
+        else:
+            axis.set_xscale("log")
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.minorticks_off()
+        axis.set(xlabel=f"{title} (bound: {bound})", ylabel="ms", ylim=(0, 1100 * max(seconds)), title=title)
+        axis.legend(fontsize=8)
         table.add(
             f"{title}: {sizes[-1]:,} against {sizes[0]:,}, time; bound: {bound}", seconds[-1] / seconds[0], expected
         )
@@ -532,23 +541,31 @@ def growth_rows(table: Table, rounds: int, picture: Path) -> None:
         return forward(frame_embeds=embeds, class_embeds=torch.randn(count, 512, device=DEVICE))
 
     curve(
-        "frames", "image tower", "4 x", [8, 16, 32], lambda t: forward(pixel_values_videos=pixels_of(1, t).bfloat16())
-    )
-    curve(
-        "videos a batch",
+        "frames",
         "image tower",
         "4 x",
-        [1, 2, 4],
+        [8, 16, 24, 32],
+        lambda t: forward(pixel_values_videos=pixels_of(1, t).bfloat16()),
+    )
+    curve(
+        "videos per batch",
+        "image tower",
+        "4 x",
+        [1, 2, 3, 4],
         lambda b: forward(pixel_values_videos=pixels_of(b).bfloat16()),
     )
     curve(
-        "views", "image tower", "6 x", [1, 3, 6], lambda v: forward(pixel_values_videos=pixels_of(v)[None].bfloat16())
+        "views",
+        "image tower",
+        "6 x",
+        [1, 2, 3, 4, 6],
+        lambda v: forward(pixel_values_videos=pixels_of(v)[None].bfloat16()),
     )
-    curve("candidate classes, head alone", "one product", "", [1, 100, 10_000], candidates)
+    curve("candidate classes, head alone", "one product", "", [1, 10, 100, 1_000, 10_000], candidates)
 
-    experts = {e: build(torch.bfloat16, "sdpa", num_experts=e) for e in (1, 4, 16)}
+    experts = {e: build(torch.bfloat16, "sdpa", num_experts=e) for e in (1, 2, 4, 8, 16)}
     scored = {e: torch.no_grad()(partial(one, frame_embeds=embeds)) for e, one in experts.items()}
-    curve("experts, head alone, inference", "merged once", "1 x", [1, 4, 16], scored.__getitem__)
+    curve("experts, head alone, inference", "merged once per forward", "1 x", [1, 2, 4, 8, 16], scored.__getitem__)
 
     pixels, label = pixels_of(1).bfloat16(), torch.tensor([3], device=DEVICE)
 
@@ -562,7 +579,7 @@ def growth_rows(table: Table, rounds: int, picture: Path) -> None:
 
         return step
 
-    curve("experts, training, forward and backward", "image tower", "1 x", [1, 4, 16], training)
+    curve("experts, training, forward and backward", "image tower", "1 x", [1, 2, 4, 8, 16], training)
     with tempfile.TemporaryDirectory() as temporary:
         clips = clips_of(Path(temporary), 24)
 
