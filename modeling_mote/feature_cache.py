@@ -1,12 +1,16 @@
-"""Features on disk, under keys that change with everything the features depend on."""
+"""Tensors on disk, with a checksum, under keys that change with everything that they depend on."""
 
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import av
 import torch
 from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
@@ -15,16 +19,21 @@ from torch import nn
 
 from .modeling_mote import MoTEModel
 from .processing import encode_classes
+from .processing.files import whole_file
 from .processing.prompts import get_prompt_set
 
 CACHE_DIR = Path(os.environ.get("MOTE_CACHE", Path(HF_HOME) / "mote"))
+CHECKSUM = "sha256"  # in a file's metadata: the fingerprint of its tensors and its other metadata
+# What peft's layers compute with beside their weights: the same weights give other features with an adapter off.
+ADAPTER_STATE = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
 
 
 def fingerprint(*parts: Any) -> str:
     """SHA-256 of modules' and tensors' values and of anything JSON can hold, in hexadecimal.
 
     Args:
-        *parts: modules (names and values of their parameters and buffers), tensors, or JSON values.
+        *parts: modules (names and values of their parameters and buffers, and which adapters are on), tensors, or
+            JSON values.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -40,21 +49,86 @@ def fingerprint(*parts: Any) -> str:
             continue
         for name, tensor in tensors.items():
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if isinstance(part, nn.Module) and (adapters := _adapter_state(part)):
+            digest.update(json.dumps(adapters, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def write_whole(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file that is there whole or not at all, also where several processes write it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def _adapter_state(module: nn.Module) -> dict[str, Any]:
+    layers = {name: layer for name, layer in module.named_modules() if hasattr(layer, "merged_adapters")}
+    return {
+        f"{name}.{field}": getattr(layer, field)
+        for name, layer in layers.items()
+        for field in ADAPTER_STATE
+        if hasattr(layer, field)
+    }
+
+
+@cache
+def reading_version() -> str:
+    """What changes whenever the code does that turns a file into pixels: its sources and the decoder's version."""
+    digest = hashlib.sha256(av.__version__.encode())
+    folder = resources.files("modeling_mote.processing")
+    for file in sorted((file for file in folder.iterdir() if file.name.endswith(".py")), key=lambda file: file.name):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with a checksum; it is there whole or not at all, also if several processes write it.
+
+    Args:
+        tensors: by name.
+        path: of the file; its folder is made if there is none.
+        metadata: texts by name.
+
+    Raises:
+        OSError: if it can't be written.
+    """
+    metadata = metadata or {}
     try:
-        save_file(tensors, partial, metadata)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata | {CHECKSUM: fingerprint(_fingerprints(tensors), metadata)})
     except SafetensorError as error:
         raise OSError(f"{path} can't be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def _fingerprints(tensors: dict[str, torch.Tensor]) -> list[list[str]]:
+    """[name, fingerprint] of every tensor, sorted."""
+    return [[name, fingerprint(tensor)] for name, tensor in sorted(tensors.items())]
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of [`save_tensors`].
+
+    The tensors are mapped: after the checksum was compared, the system keeps in memory what is used of them.
+
+    Raises:
+        ValueError: if the file is damaged, if only by one bit.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it.") from error
+    checksum = metadata.pop(CHECKSUM, None)
+    if checksum != fingerprint(_fingerprints(tensors), metadata):
+        what = "its content does not fit its checksum" if checksum else "it has no checksum"
+        raise ValueError(f"{path} is damaged ({what}): remove it.")
+    return tensors, metadata
+
+
+def load_cached(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+    """As [`load_tensors`], of a file that can be made again: None if it is not there, or damaged, which is said."""
+    if not path.is_file():
+        return None
+    try:
+        return load_tensors(path)
+    except ValueError as error:
+        warnings.warn(str(error).removesuffix(": remove it.") + "; it is made anew.", stacklevel=2)
+        return None
 
 
 def class_features(
@@ -64,17 +138,22 @@ def class_features(
     prompts: str | Iterable[str] = "mote_28",
     cache_dir: str | os.PathLike | None = None,
 ) -> torch.Tensor:
-    """Class features as [`modeling_mote.processing.encode_classes`] computes them, kept on disk: a second run encodes no text.
+    """Class features of [`encode_classes`][modeling_mote.processing.encode_classes], kept on disk.
 
     Args:
         model: any model with CLIP's text tower.
         processor: its processor, or tokenizer.
         names: c class names.
         prompts: a prompt set's name or templates.
-        cache_dir: folder of the cache; `$MOTE_CACHE`, or `mote` in the Hugging Face home, where None.
+        cache_dir: folder of the cache; by default `$MOTE_CACHE`, or `mote` in the Hugging Face home.
 
     Returns:
         L2-normalised class features, float32 on the model's device, [c, d].
+
+        Shapes: c classes, d = `projection_dim`.
+
+    Raises:
+        ValueError: for names or prompts that can't be encoded.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
@@ -84,16 +163,19 @@ def class_features(
         model.text_projection,
         model.config.text_config.to_dict(),
         [vocabulary, tokenizer.model_max_length, list(get_prompt_set(prompts)), names],
+        resources.files("modeling_mote.processing").joinpath("prompts.py").read_text(encoding="utf-8"),
     )
     path = Path(cache_dir or CACHE_DIR) / "class_features" / f"{key}.safetensors"
-    if not path.is_file():
-        features = encode_classes(model, tokenizer, names, prompts)
-        write_whole({"class_embeds": features.cpu().contiguous()}, path, {"names": json.dumps(names)})
-    return load_with_metadata(path)[0]["class_embeds"].to(model.device)
+    cached = load_cached(path)
+    if cached is not None:
+        return cached[0]["class_embeds"].to(model.device)
+    features = encode_classes(model, tokenizer, names, prompts)
+    save_tensors({"class_embeds": features.cpu().contiguous()}, path, {"names": json.dumps(names)})
+    return features
 
 
 def frame_features_key(model: MoTEModel, video_processor: Any, clips: Sequence[Any], sampling: dict[str, Any]) -> str:
-    """Key of a dataset's frame features: image tower, preprocessing, and which frames of which clips.
+    """Key of a data set's frame features: image tower, preprocessing, reading code, and which frames of which clips.
 
     Args:
         model: whose image tower encodes the frames.
@@ -108,20 +190,18 @@ def frame_features_key(model: MoTEModel, video_processor: Any, clips: Sequence[A
         video_processor.to_dict(),
         list(clips),
         sampling,
+        reading_version(),
     )
 
 
-def load_with_metadata(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; the tensors are mapped, so the system reads what is used of them.
+__all__ = [
+    "class_features",
+    "fingerprint",
+    "frame_features_key",
+    "load_cached",
+    "load_tensors",
+    "reading_version",
+    "save_tensors",
+]
 
-    Raises:
-        ValueError: if the file is damaged.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it.") from error
-
-
-__all__ = ["class_features", "fingerprint", "frame_features_key", "load_with_metadata", "write_whole"]
+load_with_metadata, write_whole = load_tensors, save_tensors  # until their last users are renamed

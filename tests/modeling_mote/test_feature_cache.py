@@ -12,8 +12,8 @@ from modeling_mote.feature_cache import (
     class_features,
     fingerprint,
     frame_features_key,
-    load_with_metadata,
-    write_whole,
+    load_tensors,
+    save_tensors,
 )
 
 WORDS = ["<unk>", "a", "photo", "of", "running", "swimming", "archery", "."]
@@ -131,10 +131,10 @@ def test_fingerprints_tell_values_shapes_and_types_apart():
 
 def test_files_are_whole_or_absent(tmp_path):
     path = tmp_path / "folder" / "features.safetensors"
-    write_whole({"x": torch.ones(2)}, path, {"names": "[]"})
-    with pytest.raises(ValueError):
-        write_whole({"x": torch.ones(2).to_sparse()}, path)
-    tensors, metadata = load_with_metadata(path)
+    save_tensors({"x": torch.ones(2)}, path, {"names": "[]"})
+    with pytest.raises(RuntimeError):
+        save_tensors({"x": torch.ones(2).to_sparse()}, path)
+    tensors, metadata = load_tensors(path)
     assert tensors["x"].tolist() == [1, 1] and metadata == {"names": "[]"}
     assert os.listdir(path.parent) == ["features.safetensors"]
 
@@ -143,8 +143,67 @@ def test_damaged_files_are_named_and_never_unpickled(tmp_path):
     path = tmp_path / "features.safetensors"
     path.write_bytes(pickle.dumps({"x": 1}))
     with pytest.raises(ValueError, match=r"features.safetensors is damaged .*: remove it\."):
-        load_with_metadata(path)
-    save_file({"x": torch.ones(100)}, path)
+        load_tensors(path)
+    save_tensors({"x": torch.ones(100)}, path)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match="is damaged"):
-        load_with_metadata(path)
+        load_tensors(path)
+    save_file({"x": torch.ones(100)}, path)
+    with pytest.raises(ValueError, match="no checksum"):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize("place", [-1, -300], ids=["a tensor", "the other tensor"])
+def test_one_flipped_bit_is_noticed(tmp_path, place):
+    path = tmp_path / "features.safetensors"
+    save_tensors({"x": torch.ones(100), "y": torch.zeros(2, 60)}, path)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="its content does not fit its checksum"):
+        load_tensors(path)
+
+
+def test_damaged_class_features_are_made_anew(make_tokenizer, make_model, tmp_path):
+    first = class_features(make_model(), make_tokenizer(), NAMES, PROMPTS, tmp_path)
+    (path,) = tmp_path.rglob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 4
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged .* made anew"):
+        again = class_features(make_model(), make_tokenizer(), NAMES, PROMPTS, tmp_path)
+    assert torch.equal(again, first)
+    assert torch.equal(class_features(make_model(), make_tokenizer(), NAMES, PROMPTS, tmp_path), first)
+
+
+def test_features_are_not_those_of_another_adapter(make_tokenizer, make_model, tmp_path):
+    """Switching an adapter off changes no weight, and yet the features."""
+    peft = pytest.importorskip("peft")
+    tokenizer, processor = make_tokenizer(), MoTEVideoProcessor(num_frames=4)
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(make_model(), settings)
+    model = adapted.base_model.model
+
+    def cached():
+        features = class_features(model, tokenizer, NAMES, PROMPTS, tmp_path)
+        torch.testing.assert_close(features, encode_classes(model, tokenizer, NAMES, PROMPTS), rtol=0, atol=1e-6)
+        return frame_features_key(model, processor, ["a"], {})
+
+    with_adapter = cached()
+    with adapted.disable_adapter():
+        assert cached() != with_adapter
+    assert cached() == with_adapter
+    for parameter in model.text_model.parameters():  # as an EMA does, seen by no hook
+        parameter.data.mul_(0.5)
+    cached()
+
+
+def test_a_cache_of_other_reading_code_is_not_taken(make_model, monkeypatch):
+    def key():
+        return frame_features_key(make_model(), MoTEVideoProcessor(num_frames=4), ["a"], {})
+
+    before = key()
+    assert key() == before
+    monkeypatch.setattr("modeling_mote.feature_cache.reading_version", lambda: "of another release")
+    assert key() != before
