@@ -53,7 +53,7 @@ SPLITS = ("train", "test", "test_compositions", "test_objects", "test_motions")
 UNSEEN = ("compositions", "objects", "motions")  # columns of the last three, each with its own classes' names
 NAMES = ("names_objects", "names_motions")  # with the names of all objects, without a motion
 TUNED_SEEDS, TUNED_STEPS, TUNED_CLIPS = 3, 100, 5
-MOST_CLIPS = 4  # a class of the target, to choose on
+MOST_CLIPS = 4  # per class of the target, to choose on
 DIAL = (-0.6, -1.2, -2.4, -4.8, -9.6, "inf", 9.6, 4.8, 2.4, 1.2, 0.6)
 DIALED = ("experts", "merging", "mote")
 SCALED = ("plain", "control", "mote")
@@ -129,7 +129,7 @@ VARIANTS = {
 
 @dataclass
 class Data:
-    """A world as features: frame_embeds [n, t, d] and class indices [n] a split; class features by their names."""
+    """A world as features: frame_embeds [n, t, d] and class indices [n] per split; class features by their names."""
 
     classes: dict[str, list[tuple[str, str, str]]]
     frame_embeds: dict[str, torch.Tensor]
@@ -670,7 +670,7 @@ CHOICES: Rows = [
     ("6 experts", "experts_6", "off"),
     ("one merge point (uniform)", "fixed_point", "off"),
     ("experts' logits averaged at test", "mote", "logits"),
-    ("one random expert a layer at test", "mote", "routed"),
+    ("one random expert per layer at test", "mote", "routed"),
 ]
 COLORS = ("#d55e00", "#009e73", "#0072b2", "#7f7f7f")  # told apart by the colour-blind too
 LAYERS: dict[str, Rows] = {
@@ -739,7 +739,7 @@ class Results:
             body.append([method, str(clips), *cells])
         head = [
             "chosen",
-            "clips a class",
+            "clips per class",
             "same classes",
             "other classes",
             "names: same classes",
@@ -918,7 +918,7 @@ class Arguments:
         "runs/ablation", "folder of videos, features, heads and results; what is there is not computed again"
     )
     report: str = option(str(ROOT / "docs"), "folder of ablation.json, ablation.md and the plots")
-    seeds: int = option(5, f"seeds a row; at most {TUNED_SEEDS} of tuned towers")
+    seeds: int = option(5, f"seeds per row; at most {TUNED_SEEDS} of tuned towers")
     steps: int = option(STEPS, "training steps of a head, 32 clips each")
     processes: int = option(2, "rows computed at a time, each on one thread")
     only: str | None = option(None, f"one row: {', '.join(['clip', *VARIANTS])}")
