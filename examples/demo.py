@@ -4,14 +4,18 @@
 
 Prints top-1 with N for the classes that were trained and for those that never were, of CLIP with mean pooling and of
 MoTE with modulation off and on; the same as `demo.json` beside the model. Then the best labels of one unseen clip.
-Leaves that clip as `example.mp4`, and six clips in a row as `long.mp4`, for the commands printed at the end.
+Leaves that clip as `example.mp4`, six clips in a row as `long.mp4` and a folder `videos` with one folder per class, for
+the commands that it prints at the end.
 """
 
 import argparse
 import json
+import os
 import sys
 import sysconfig
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +32,8 @@ from modeling_mote.processing.builders.moving_shapes import encode_mp4
 from modeling_mote.processing.clips import VideoClips, collate_clips
 from modeling_mote.processing.files import write_whole
 
+CLIP = Path(os.path.relpath(Path(__file__).resolve().parent / "moving_shapes_clip"))  # what the demo trains from
+VIDEO_CLASSES = 4  # of the folder of videos that is left to train on
 SPLITS = {
     "test": "trained classes",
     "test_compositions": "unseen pairs of object and motion",
@@ -66,19 +72,8 @@ def score(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="runs/moving_shapes/model", help="folder that train.py wrote")
-    folder = Path(parser.parse_args().model)
-    if not (folder / "training.json").is_file():
-        sys.exit(f"error: --model {folder} holds no training.json: run `accelerate launch examples/train.py` first.")
-    training = json.loads((folder / "training.json").read_text())["arguments"]
-    model, processor = load_checkpoint(str(folder))
-    model.merge_experts()
-    clip = CLIPModel.from_pretrained(training["model"]).eval()
-    builder = MovingShapes()
-    builder.download_and_prepare()
-
+def score_splits(model: MoTEModel, processor: Any, clip: CLIPModel, builder: MovingShapes) -> dict[str, dict]:
+    """Scores every split of `SPLITS`, and prints them as a table."""
     columns = ("CLIP, mean pooling", "MoTE, modulation off", "MoTE, modulation on")
     lines = [f"{'Top-1 on held-out clips':34} |    N | classes | chance | " + " | ".join(columns)]
     results = {}
@@ -91,30 +86,56 @@ def main() -> None:
         shown = (f"{100 * cell:{len(column) - 1}.1f}%" for cell, column in zip(cells, columns, strict=True))
         lines.append(f"{title:34} | {row['n']:4} | {len(names):7} | {100 / len(names):5.1f}% | " + " | ".join(shown))
     print("", *lines, sep="\n")
+    return results
+
+
+def leave_videos(builder: MovingShapes, folder: Path) -> str:
+    """Writes the videos that the printed commands name; returns what the first one, `example.mp4`, shows."""
+    unseen = builder.as_dataset("test_compositions")
+    some = unseen.select(range(0, len(unseen), len(unseen) // 6))
+    films, metadata = zip(*(decode_video(video["bytes"]) for video in some["video"]), strict=True)
+    write_whole(folder / "long.mp4", encode_mp4(np.concatenate(films), round(metadata[0].fps)))
+    write_whole(folder / "example.mp4", unseen[0]["video"]["bytes"])
+    motions, count = builder.as_dataset("test_motions"), Counter[str]()
+    for row in motions:  # a folder of videos as a user has one
+        name = motions.features["label"].int2str(row["label"])
+        if len(count) < VIDEO_CLASSES or name in count:
+            count[name] += 1
+            write_whole(folder / "videos" / name / f"{count[name]}.mp4", row["video"]["bytes"])
+    return unseen.features["label"].int2str(unseen[0]["label"])
+
+
+def next_commands(model: Path, labels: list[str]) -> list[str]:
+    """What a reader may want to type now; every line works as it is printed."""
+    mote, folder = Path(sysconfig.get_path("scripts"), "mote"), model.parent
+    mote = mote.relative_to(Path.cwd()) if mote.is_relative_to(Path.cwd()) else mote
+    return [
+        f'{mote} classify {folder / "example.mp4"} --model {model} --labels "{", ".join(labels)}"',
+        f"{mote} classify {folder / 'long.mp4'} --model {model} --window 2 --timeline {folder / 'timeline.png'}",
+        f"{mote} train --data {folder / 'videos'} --model {CLIP} --output {folder.with_name('mine')}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="runs/moving_shapes/model", help="folder that train.py wrote")
+    folder = Path(parser.parse_args().model)
+    if not folder.is_dir():
+        sys.exit(f"error: --model {folder}: there is no such folder; run `accelerate launch examples/train.py` first.")
+    model, processor = load_checkpoint(str(folder))
+    model.merge_experts()
+    builder = MovingShapes()
+    builder.download_and_prepare()
+    results = score_splits(model, processor, CLIPModel.from_pretrained(CLIP).eval(), builder)
     write_whole(folder.parent / "demo.json", json.dumps(results, indent=2) + "\n")
 
-    unseen = builder.as_dataset("test_compositions")
-    row, some = unseen[0], unseen.select(range(0, len(unseen), len(unseen) // 6))
-    films, metadata = zip(*(decode_video(video["bytes"]) for video in some["video"]), strict=True)
-    film = folder.parent / "long.mp4"
-    write_whole(film, encode_mp4(np.concatenate(films), round(metadata[0].fps)))
-    video = folder.parent / "example.mp4"
-    write_whole(video, row["video"]["bytes"])
-    classify = pipeline("zero-shot-video-classification", model=model, processor=processor)
+    video, shown = folder.parent / "example.mp4", leave_videos(builder, folder.parent)
     names = builder.class_names("test_compositions")
-    print(f"\n{video} shows a {builder.info.features['label'].int2str(row['label'])}; of {len(names)} labels:")
+    print(f"\n{video} shows a {shown}; of {len(names)} labels:")
+    classify = pipeline("zero-shot-video-classification", model=model, processor=processor)  # type: ignore[call-overload]
     for answer in classify(str(video), candidate_labels=names, top_k=5):
         print(f"  {answer['score']:.3f}  {answer['label']}")
-
-    mote, labels = Path(sysconfig.get_path("scripts"), "mote"), ", ".join(names[:3])
-    mote = mote.relative_to(Path.cwd()) if mote.is_relative_to(Path.cwd()) else mote
-    print(
-        f"\nTo try next, here and on videos of your own:\n"
-        f'  {mote} classify {video} --model {folder} --labels "{labels}"\n'
-        f"  {mote} classify {film} --model {folder} --window 2 --timeline {folder.parent / 'timeline.png'}\n"
-        f"  {mote} train --data MY_VIDEOS --model openai/clip-vit-base-patch16 --output runs/mine  "
-        "# MY_VIDEOS has one folder per class"
-    )
+    print("\nTo try next:", *next_commands(folder, [shown, "red bar shrinking", "blue star spinning"]), sep="\n  ")
 
 
 if __name__ == "__main__":
