@@ -4,8 +4,8 @@
 
 Prints top-1 with N for the classes that were trained and for those that never were, of CLIP with mean pooling and of
 MoTE with modulation off and on; the same as `demo.json` beside the model. Then the best labels of one unseen clip.
-Leaves that clip as `example.mp4`, six clips in a row as `long.mp4` and a folder `videos` with one folder per class, for
-the commands that it prints at the end.
+Leaves that clip as `example.mp4`, six clips in a row as `long.mp4`, and a folder `videos` with one folder per class,
+for the commands that it prints at the end.
 """
 
 import argparse

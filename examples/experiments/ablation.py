@@ -36,7 +36,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, HfArgumen
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification, modulation_search
 from modeling_mote.blending import blend_with_clip
-from modeling_mote.feature_cache import class_features, load_with_metadata
+from modeling_mote.feature_cache import class_features, load_tensors, save_tensors
 from modeling_mote.modeling_mote import merging_weights, temporal_feature_modulation
 from modeling_mote.processing import MoTEVideoProcessor
 from modeling_mote.processing.builders import MovingShapes
@@ -184,12 +184,12 @@ def encode_world(world: World, output: Path) -> MovingShapes:
                 frames.append(model.get_frame_features(batch["pixel_values_videos"]).pooler_output)
                 labels.append(batch["labels"])
             tensors |= {f"{split}.frame_embeds": torch.cat(frames), f"{split}.labels": torch.cat(labels)}
-        write_whole(tensors, path)
+        save_tensors(tensors, path)
     return builder
 
 
 def load_world(world: World, output: Path) -> Data:
-    tensors, _ = load_with_metadata(output / "worlds" / f"{world.name}.safetensors")
+    tensors, _ = load_tensors(output / "worlds" / f"{world.name}.safetensors")
     config = MovingShapes.BUILDER_CONFIG_CLASS(**asdict(world))
     things = [" ".join(thing) for thing in OBJECTS]
     names = things + [f"{thing} {motion}" for thing in things for motion in MOTIONS]
@@ -466,13 +466,13 @@ def trained_head(name: str, seed: int, data: Data, world: World, steps: int, out
     path = output / "heads" / f"{name}-{seed}.safetensors"
     made_with = {"settings": json.dumps(settings(world, steps))}
     if path.is_file():
-        weights, metadata = load_with_metadata(path)
+        weights, metadata = load_tensors(path)
         if metadata == made_with:
             model = new_model(VARIANTS[name], data)
             model.temporal_model.load_state_dict(weights)
             return model.eval()
     model = train(VARIANTS[name], seed, data, steps)
-    write_whole(model.temporal_model.state_dict(), path, made_with)
+    save_tensors(model.temporal_model.state_dict(), path, made_with)
     return model
 
 
