@@ -52,11 +52,11 @@ def write_colour(write_video, path: Path, colour: tuple[int, int, int], seed: in
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, write_video) -> Path:
     """A reader's folder: the repository's examples, a CLIP, videos, and what `make demo` leaves."""
-    from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
     import torch
     from transformers import AutoTokenizer, CLIPModel
 
     from modeling_mote import MoTEForVideoClassification
+    from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
 
     folder = tmp_path_factory.mktemp("reader")
     (folder / "examples").symlink_to(ROOT / "examples")
