@@ -120,18 +120,25 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
             which JSON can hold.
         label_smoothing: label smoothing of both cross-entropies.
         training_classes_set: whether `seen_classes.weight` holds the text features of the classes in `id2label`;
-            written by `set_training_classes`.
+            written by `set_training_classes`. Other names given to `from_pretrained` make it False, with a warning.
+        training_classes_sha256: digest of those names and features, by which the model knows that they belong
+            together; written by `set_training_classes`.
 
     Raises:
-        ValueError: for an unknown key, or a value the model can't be built with.
+        ValueError: for an unknown argument, or a value the model can't be built with. Unknown keys of a saved
+            `config.json` are kept and saved again, with a warning.
     """
 
     model_type = "mote"
     keys_to_ignore_at_inference = [
         "hidden_states",
         "attentions",
+        "text_embeds",
         "video_embeds",
         "modulation",
+        "logits_per_text",
+        "text_model_output",
+        "vision_model_output",
         "temporal_model_output",
     ]
     sub_configs_defaults: ClassVar[dict[str, Any]] = {
@@ -150,6 +157,7 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
     merge_temperatures: list | tuple = (-9.6, -4.8, -2.4, -1.2, -0.6, 0.6, 1.2, 2.4, 4.8, 9.6, "inf")
     label_smoothing: int | float = 0.0
     training_classes_set: bool = False
+    training_classes_sha256: str | None = None
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -198,6 +206,7 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
             raise ValueError(f"modulation_temperature must be positive, got {self.modulation_temperature}.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
+        self.validate_problem_type()
         valid = [
             tau == "inf" or (isinstance(tau, (int, float)) and math.isfinite(tau) and tau != 0)
             for tau in self.merge_temperatures
@@ -206,6 +215,14 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
             raise ValueError(
                 'merge_temperatures must hold finite numbers other than 0, or "inf", and at least one: '
                 f"got {self.merge_temperatures}."
+            )
+
+    def validate_problem_type(self):
+        """Checks that nothing but one class per video is asked for."""
+        if self.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"MoTE learns and scores one class per video (a softmax over cosines): problem_type "
+                f"{self.problem_type!r} is not supported; leave it out."
             )
 
 

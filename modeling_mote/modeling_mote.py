@@ -3,8 +3,23 @@
 Shapes, throughout: b videos, v views, t frames, c candidate classes, n training classes, d = `projection_dim`,
 L temporal layers, E experts. A `mixture` is a tensor [L, E]: how much of each expert a layer is made of. Everything
 the method does is a choice of it.
+
+`forward` is made of public steps, each of which can be called by itself:
+
+    frame_embeds = model.get_frame_features(pixel_values_videos).pooler_output  # e, [b, t, d] or [b, v, t, d]
+    temporal_embeds = model.get_temporal_features(frame_embeds, mixture).last_hidden_state  # h(e + pos), as e
+    classes = model.normalize_classes(class_embeds)  # [c, d]
+    modulation = model.get_modulation(frame_embeds, classes)  # rho, [b] or [b, v]
+    tokens = model.modulate(frame_embeds, temporal_embeds, modulation)  # z = rho h(e + pos) + e, as e
+    logits = model.score(tokens.mean(-2), classes)  # [b, c]
+
+The training classes are rows of `seen_classes.weight`, their names are in `config.id2label`, and a digest of both in
+`config.training_classes_sha256` ties them together. It is checked when a checkpoint is loaded, when it is saved and
+before the first score; `set_training_classes` is the one way to change either, also to rename a class.
 """
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +29,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import CLIPModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -49,11 +63,12 @@ class MoTEVideoFeatures(_NestedOutput, BaseModelOutputWithPooling):
     Args:
         last_hidden_state: video tokens z = rho h(e + pos) + e, [b, t, d] or [b, v, t, d].
         pooler_output: their mean over frames, not normalised, [b, d] or [b, v, d].
-        hidden_states, attentions: the image tower's, a frame a row, where asked for.
+        hidden_states, attentions: the image tower's, one row per frame, if asked for.
         modulation: rho, float32, [b] or [b, v].
         frame_embeds: CLIP's frame features e, not normalised, as `last_hidden_state`.
-        vision_model_output: output of the image tower; None where `frame_embeds` were given.
-        temporal_model_output: output of the temporal Transformer, [b, t, d] or [b·v, t, d].
+        vision_model_output: output of the image tower; None if `frame_embeds` were given.
+        temporal_model_output: output of the temporal Transformer, h(e + pos) as `last_hidden_state`; its states and
+            attentions have one row per video and view.
     """
 
     modulation: torch.Tensor | None = None
@@ -67,7 +82,7 @@ class MoTEOutput(_NestedOutput):
     """Output of [`MoTEModel`].
 
     Args:
-        loss: contrastive loss of b videos and their b texts, where `return_loss`, [].
+        loss: contrastive loss of b videos and their b texts, if `return_loss`, [].
         logits_per_video: exp(logit_scale) · cosine, averaged over views, [b, c].
         logits_per_text: its transpose, [c, b].
         text_embeds: L2-normalised class features, [c, d].
@@ -92,9 +107,9 @@ class MoTEVideoClassifierOutput(_NestedOutput):
     """Output of [`MoTEForVideoClassification`].
 
     Args:
-        loss: where `labels` are given, the training loss (Eq. 10) in training mode, else plain cross-entropy, [].
+        loss: if `labels` are given, the training loss (Eq. 10) in training mode, else plain cross-entropy, [].
         logits: exp(logit_scale) · cosine to the classes, averaged over views, [b, n] or [b, c]; of the routed pass.
-        hidden_states, attentions: the image tower's, a frame a row, where asked for.
+        hidden_states, attentions: the image tower's, one row per frame, if asked for.
         video_embeds: L2-normalised video features, [b, d] or [b, v, d].
         modulation: rho, float32, [b] or [b, v].
         temporal_model_output: output of the temporal Transformer (of the routed pass).
@@ -125,7 +140,7 @@ def temporal_feature_modulation(
         frame_embeds: frame features, [..., t, d].
         class_embeds: L2-normalised candidate class features, [c, d].
         training_class_embeds: L2-normalised training class features, [n, d].
-        top_k: neighbours on either side; fewer where there are fewer classes.
+        top_k: neighbours on either side; fewer if there are fewer classes.
         temperature: gamma; a mean similarity m gives rho = exp(-(1 - m) / gamma).
 
     Returns:
@@ -152,62 +167,20 @@ class MoTEExperts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(e, width, hidden))
         self.down_proj_bias = nn.Parameter(torch.empty(e, width))
         self.activation_fn = ACT2FN[config.hidden_act]
-        self._uniform: tuple[Any, list[torch.Tensor]] | None = None  # (key, merged weights): see uniform_weights
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("up_proj", "up_proj_bias", "down_proj", "down_proj_bias"):
-            self._uniform = None  # whoever reads a weight may edit it through `.data`, which no version counter sees
-        return super().__getattr__(name)
-
-    def weights(self) -> list[torch.Tensor]:
-        return [self.up_proj, self.up_proj_bias, self.down_proj, self.down_proj_bias]
 
     def merge(self, mixture: torch.Tensor) -> list[torch.Tensor]:
         """One feed-forward's weights: the experts' sum weighted by `mixture` [E], in float32 (Eq. 6 and 7)."""
         merged = []
-        for weight in self.weights():
-            shares = mixture.float().view(-1, *[1] * (weight.dim() - 1))
-            merged.append((shares * weight.float()).sum(0).to(weight.dtype))
+        with maybe_autocast(mixture.device.type, enabled=False):
+            for weight in (self.up_proj, self.up_proj_bias, self.down_proj, self.down_proj_bias):
+                rows = mixture.float() @ weight.float().flatten(1)
+                merged.append(rows.view(weight.shape[1:]).to(weight.dtype))
         return merged
 
-    def uniform_weights(self) -> list[torch.Tensor]:
-        """The uniform merge of inference (Eq. 6): computed once, and again only after a weight changed."""
-        cached, weights = self._uniform, self.weights()
-        uniform = weights[0].new_full((len(weights[0]),), 1 / len(weights[0]), dtype=torch.float32)
-        # Autograd, graphs, and weights computed on access (adapters, `torch.func`) get a merge of their own.
-        if (
-            self.training
-            or torch.is_grad_enabled()
-            or is_torchdynamo_compiling()
-            or torch.compiler.is_exporting()
-            or any(weight.is_inference() or not isinstance(weight, nn.Parameter) for weight in weights)
-        ):
-            return self.merge(uniform)
-        # The weak reference keeps a freed storage's address from being taken for the same weights.
-        key = [(StorageWeakRef(weight.untyped_storage()), weight.data_ptr(), weight._version) for weight in weights]
-        if cached is None or cached[0] != key:
-            cached = (key, self.merge(uniform))
-        self._uniform = cached
-        return cached[1]
-
-    def forward(self, hidden_states: torch.Tensor, mixture: torch.Tensor | None = None) -> torch.Tensor:
-        up, up_bias, down, down_bias = self.uniform_weights() if mixture is None else self.merge(mixture)
+    def forward(self, hidden_states: torch.Tensor, mixture: torch.Tensor) -> torch.Tensor:
+        # Merged anew in every forward: no cache could see every way in which weights are edited.
+        up, up_bias, down, down_bias = self.merge(mixture)
         return F.linear(self.activation_fn(F.linear(hidden_states, up, up_bias)), down, down_bias)
-
-    def train(self, mode: bool = True):
-        self._uniform = None
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs):
-        self._uniform = None
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        self._uniform = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_uniform": None}  # deepcopy and pickle
 
 
 class MoTETemporalLayer(GradientCheckpointingLayer):
@@ -271,17 +244,6 @@ class MoTEPreTrainedModel(CLIPPreTrainedModel):
         elif isinstance(module, MoTESeenClasses):
             init.copy_(module.weight, module.initial_rows(*module.weight.shape))
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As [`PreTrainedModel.from_pretrained`]; of a bare CLIP checkpoint's model the temporal part alone is new."""
-        wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        model, info = loaded
-        not_loaded = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-        if "seen_classes.weight" in not_loaded:
-            model.config.training_classes_set = False
-        return (model, info) if wants_info else model
-
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As [`PreTrainedModel.save_pretrained`], with the whole `auto_map`: one folder serves every Auto class."""
         if isinstance(self.config, MoTEConfig) and self._auto_class is not None:
@@ -309,13 +271,13 @@ class MoTETemporalModel(MoTEPreTrainedModel):
         self.post_init()
 
     def draw_routing(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Multinomial routing (the paper's section 3.2): one expert a layer, i of 1…E with probability ∝ exp(i).
+        """Multinomial routing (the paper's section 3.2): one expert per layer, i of 1…E with probability ∝ exp(i).
 
         Args:
-            generator: source of the draw; PyTorch's own where None.
+            generator: source of the draw; PyTorch's own if None.
 
         Returns:
-            one-hot mixture, float32 on the CPU generator's device, [L, E].
+            one-hot mixture, float32, on the generator's device, [L, E].
         """
         layers, experts = len(self.layers), self.config.num_experts
         odds = torch.softmax(torch.arange(1, experts + 1, dtype=torch.float32, device=_device_of(generator)), dim=0)
@@ -329,7 +291,7 @@ class MoTETemporalModel(MoTEPreTrainedModel):
 
         Args:
             temperatures: values tau to draw from; `"inf"` gives the uniform merge.
-            generator: source of the draw; PyTorch's own where None.
+            generator: source of the draw; PyTorch's own if None.
 
         Returns:
             mixture, float32, [L, E].
@@ -341,7 +303,7 @@ class MoTETemporalModel(MoTEPreTrainedModel):
     def positions(
         self, num_frames: int, trained_frames: int | None = None, device: torch.device | None = None
     ) -> torch.Tensor:
-        """Rows of the position table for t frames, [t, d]; resampled linearly from `trained_frames` where given."""
+        """Rows of the position table for t frames, [t, d]; resampled linearly from `trained_frames`, if given."""
         rows = num_frames if trained_frames is None else trained_frames
         if rows > self.config.max_frames:
             raise ValueError(
@@ -385,6 +347,9 @@ class MoTETemporalModel(MoTEPreTrainedModel):
             if tuple(mixture.shape) != shape:
                 raise ValueError(f"mixture must be [layers, experts] = {list(shape)}, got {list(mixture.shape)}.")
             mixture = mixture.to(frame_embeds.device)
+        elif not self.config.experts_merged:
+            shape = (len(self.layers), self.config.num_experts)
+            mixture = frame_embeds.new_full(shape, 1 / self.config.num_experts, dtype=torch.float32)
         positions = self.positions(frame_embeds.shape[-2], trained_frames, frame_embeds.device)
         hidden_states = frame_embeds.to(positions.dtype) + positions
         for index, layer in enumerate(self.layers):
@@ -420,6 +385,11 @@ class MoTESeenClasses(nn.Module):
         """Unit vectors that stand in until `set_training_classes`: never scored, and the same on every machine."""
         return F.one_hot(torch.arange(num_classes) % width, width).float()
 
+    @staticmethod
+    def are_initial(rows: torch.Tensor) -> bool:
+        """Whether rows [n, d] are those that stand in."""
+        return torch.equal(rows.cpu(), MoTESeenClasses.initial_rows(*rows.shape))
+
     def _apply(self, fn, recurse=True):
         # .half() and .to(bfloat16) move the features but keep them float32, as modulation needs them.
         kept = self.weight
@@ -427,6 +397,28 @@ class MoTESeenClasses(nn.Module):
         if self.weight.dtype != torch.float32:
             self.weight = kept.to(self.weight.device)
         return self
+
+
+def training_classes_digest(id2label: dict[int, str], rows: torch.Tensor) -> str:
+    """SHA-256 of the class names in their order and of their text features [n, d], as hexadecimal digits."""
+    names = json.dumps([id2label[index] for index in sorted(id2label)])
+    values = rows.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+    return hashlib.sha256(names.encode() + b"\0" + values).hexdigest()
+
+
+def _follow_loaded_rows(model: nn.Module, incompatible_keys: Any) -> None:
+    """After `load_state_dict`: the config says whether training classes came with it."""
+    mote: Any = model
+    config, rows = mote.config, mote.seen_classes.weight
+    if rows.is_meta or any(key.endswith("seen_classes.weight") for key in incompatible_keys.missing_keys):
+        return
+    mote._checked_classes = None
+    digest = training_classes_digest(config.id2label, rows)
+    if config.training_classes_sha256 != digest and MoTESeenClasses.are_initial(rows):
+        config.training_classes_set, config.training_classes_sha256 = False, None
+    elif not config.training_classes_set:
+        config.training_classes_set, config.training_classes_sha256 = True, digest
+    # Else they were set before: whether the names fit these rows is checked before the first score.
 
 
 class MoTEModel(MoTEPreTrainedModel, CLIPModel):
@@ -443,7 +435,49 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         super().__init__(config)
         self.temporal_model = MoTETemporalModel._from_config(config.temporal_config)
         self.seen_classes = MoTESeenClasses(config.num_labels, config.projection_dim)  # type: ignore[arg-type]
+        self._checked_classes: tuple | None = None  # the names and the digest that were last found to fit the rows
+        self.register_load_state_dict_post_hook(_follow_loaded_rows)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As [`PreTrainedModel.from_pretrained`]; of a bare CLIP checkpoint's model the temporal part alone is new.
+
+        Raises:
+            ValueError: if the checkpoint is neither a MoTE nor a CLIP, or the names of its training classes are not
+                those that their text features were saved under.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        rows_are_new = "seen_classes.weight" in info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
+        if rows_are_new and model.config.training_classes_set:
+            logger.warning(
+                f"{pretrained_model_name_or_path} holds no text features of the classes in id2label, so this model "
+                "has no training classes: call set_training_classes(names, embeds)."
+            )
+            model.config.training_classes_set, model.config.training_classes_sha256 = False, None
+        elif not rows_are_new and not model.config.training_classes_set:  # other names were asked for
+            rows = model.seen_classes
+            rows.weight = rows.initial_rows(*rows.weight.shape).to(rows.weight.device)
+        model.check_training_classes()
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As [`PreTrainedModel.save_pretrained`].
+
+        Raises:
+            ValueError: if the names of the training classes are not those that their text features were set with.
+        """
+        self.check_training_classes()
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text tower's token embeddings."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
 
     @property
     @torch.no_grad()
@@ -468,7 +502,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         """Draws the two mixtures of a training step: the routed pass' and the merged pass'.
 
         Args:
-            generator: source of both draws; PyTorch's own where None.
+            generator: source of both draws; PyTorch's own if None.
 
         Returns:
             `mixture` and `merge_mixture`, float32, each [L, E].
@@ -505,6 +539,106 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         return outputs
 
     @can_return_tuple
+    def get_temporal_features(
+        self,
+        frame_embeds: torch.Tensor,
+        mixture: torch.Tensor | None = None,
+        interpolate_frame_positions: bool = False,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """The temporal Transformer's features of frames, h(e + pos).
+
+        Args:
+            frame_embeds: frame features e, [b, t, d] or [b, v, t, d].
+            mixture: how much of each expert every temporal layer uses, [L, E]; None is the uniform merge.
+            interpolate_frame_positions: whether to resample the positions of `config.num_frames` frames to t.
+            **kwargs: passed to the temporal layers (`output_hidden_states`, ...).
+
+        Returns:
+            `last_hidden_state`, as `frame_embeds`; hidden states and attentions have one row per video and view.
+
+        Raises:
+            ValueError: for inputs of a wrong shape, or more frames than positions.
+        """
+        self._check_frames(frame_embeds, interpolate_frame_positions)
+        outputs = self.temporal_model(
+            frame_embeds.flatten(0, -3),
+            mixture=mixture,
+            trained_frames=self.config.num_frames if interpolate_frame_positions else None,
+            **{**kwargs, "return_dict": True},
+        )
+        outputs.last_hidden_state = outputs.last_hidden_state.unflatten(0, frame_embeds.shape[:-2])
+        return outputs
+
+    def normalize_classes(self, class_embeds: torch.Tensor) -> torch.Tensor:
+        """Checks class features [c, d] and L2-normalises them, in float32 on the model's device.
+
+        Raises:
+            ValueError: if they have another shape.
+        """
+        width = self.config.projection_dim
+        if class_embeds.dim() != 2 or class_embeds.shape[1] != width or class_embeds.shape[0] == 0:
+            raise ValueError(
+                f"class_embeds must be [classes, {width}] with at least one class, got {list(class_embeds.shape)}."
+            )
+        return F.normalize(class_embeds.to(self.seen_classes.weight.device, torch.float32), dim=-1)
+
+    def get_modulation(
+        self, frame_embeds: torch.Tensor, class_embeds: torch.Tensor | None = None, temperature: float | None = None
+    ) -> torch.Tensor:
+        """Temporal feature modulation rho (Eq. 11): how much of the temporal features a candidate list keeps.
+
+        It is 1 without candidates, without training classes to compare them with, and in training.
+
+        Args:
+            frame_embeds: frame features, [b, t, d] or [b, v, t, d]; only their mean over t matters.
+            class_embeds: L2-normalised features of the candidate classes, [c, d].
+            temperature: gamma; `config.modulation_temperature` by default.
+
+        Returns:
+            rho, float32, [b] or [b, v].
+        """
+        if class_embeds is None or self.training or not self.config.training_classes_set:
+            return frame_embeds.new_ones(frame_embeds.shape[:-2], dtype=torch.float32)
+        return temporal_feature_modulation(
+            frame_embeds,
+            class_embeds,
+            self._training_class_rows(),
+            self.config.modulation_top_k,
+            self.config.modulation_temperature if temperature is None else temperature,
+        )
+
+    @staticmethod
+    def modulate(frame_embeds: torch.Tensor, temporal_embeds: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        """Video tokens z = rho h(e + pos) + e.
+
+        Args:
+            frame_embeds: frame features e, [b, t, d] or [b, v, t, d].
+            temporal_embeds: temporal features h(e + pos), as `frame_embeds`.
+            modulation: rho, [b] or [b, v].
+
+        Returns:
+            z, as `frame_embeds`.
+        """
+        moved = modulation[..., None, None] * temporal_embeds.float()
+        return moved.to(temporal_embeds.dtype) + frame_embeds
+
+    def score(self, video_embeds: torch.Tensor, class_embeds: torch.Tensor) -> torch.Tensor:
+        """exp(logit_scale) · cosine of videos to classes, averaged over views.
+
+        Args:
+            video_embeds: video features, L2-normalised or not, [b, d] or [b, v, d].
+            class_embeds: L2-normalised class features, [c, d].
+
+        Returns:
+            logits, float32, [b, c].
+        """
+        with maybe_autocast(video_embeds.device.type, enabled=False):
+            cosines = F.normalize(video_embeds.float(), dim=-1) @ class_embeds.float().T
+            cosines = cosines if cosines.dim() == 2 else cosines.mean(1)
+            return self.logit_scale.float().exp() * cosines
+
+    @can_return_tuple
     def get_video_features(
         self,
         pixel_values_videos: torch.Tensor | None = None,
@@ -535,7 +669,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         Raises:
             ValueError: for inputs of a wrong shape, or more frames than positions.
         """
-        classes = None if class_embeds is None else self._class_features(class_embeds)
+        classes = None if class_embeds is None else self.normalize_classes(class_embeds)
         return self._video_features(
             pixel_values_videos,
             classes,
@@ -550,41 +684,23 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         self,
         pixel_values_videos: torch.Tensor | None,
         classes: torch.Tensor | None,
-        frame_embeds: torch.Tensor | None = None,
-        mixture: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        interpolate_frame_positions: bool = False,
+        frame_embeds: torch.Tensor | None,
+        mixture: torch.Tensor | None,
+        interpolate_pos_encoding: bool,
+        interpolate_frame_positions: bool,
         **kwargs,
     ) -> MoTEVideoFeatures:
         """As `get_video_features`, of class features that are L2-normalised already."""
-        vision = None
+        kwargs["return_dict"] = True
+        vision: Any = None
         if frame_embeds is None:
             if pixel_values_videos is None:
                 raise ValueError("Pass pixel_values_videos, or frame_embeds computed by get_frame_features.")
-            vision = self.get_frame_features(
-                pixel_values_videos, interpolate_pos_encoding, **{**kwargs, "return_dict": True}
-            )
+            vision = self.get_frame_features(pixel_values_videos, interpolate_pos_encoding, **kwargs)
             frame_embeds = vision.pooler_output
-        self._check_frames(frame_embeds, interpolate_frame_positions)
-        temporal = self.temporal_model(
-            frame_embeds.flatten(0, -3),
-            mixture=mixture,
-            trained_frames=self.config.num_frames if interpolate_frame_positions else None,
-            **{**kwargs, "return_dict": True},
-        )
-        moved = temporal.last_hidden_state.unflatten(0, frame_embeds.shape[:-2])
-        if classes is not None and self.config.training_classes_set and not self.training:
-            modulation = temporal_feature_modulation(
-                frame_embeds,
-                classes,
-                self.seen_classes.weight,
-                self.config.modulation_top_k,
-                self.config.modulation_temperature,
-            )
-            moved = (modulation[..., None, None] * moved.float()).to(moved.dtype)
-        else:
-            modulation = frame_embeds.new_ones(frame_embeds.shape[:-2], dtype=torch.float32)
-        tokens = moved + frame_embeds
+        temporal: Any = self.get_temporal_features(frame_embeds, mixture, interpolate_frame_positions, **kwargs)
+        modulation = self.get_modulation(frame_embeds, classes)
+        tokens = self.modulate(frame_embeds, temporal.last_hidden_state, modulation)
         return MoTEVideoFeatures(
             last_hidden_state=tokens,
             pooler_output=tokens.mean(-2),
@@ -611,21 +727,37 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
                 "were never trained. Pass interpolate_frame_positions=True to resample the trained ones."
             )
 
-    def _class_features(self, class_embeds: torch.Tensor) -> torch.Tensor:
-        """Checks and L2-normalises what a caller passed as class features, [c, d], in float32."""
-        width = self.config.projection_dim
-        if class_embeds.dim() != 2 or class_embeds.shape[1] != width or class_embeds.shape[0] == 0:
-            raise ValueError(
-                f"class_embeds must be [classes, {width}] with at least one class, got {list(class_embeds.shape)}."
-            )
-        return F.normalize(class_embeds.to(self.seen_classes.weight.device, torch.float32), dim=-1)
+    def check_training_classes(self) -> None:
+        """Makes sure that the names in `config.id2label` and the text features in `seen_classes.weight` fit.
 
-    def _cosines(self, pooled: torch.Tensor, class_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised video features as `pooled`, and their cosines to the classes, mean over views, [b, c]."""
-        with maybe_autocast(pooled.device.type, enabled=False):
-            video_embeds = F.normalize(pooled.float(), dim=-1)
-            cosines = video_embeds @ class_embeds.float().T
-            return video_embeds, cosines if cosines.dim() == 2 else cosines.mean(1)
+        Raises:
+            ValueError: if they were not set together.
+        """
+        config, rows = self.config, self.seen_classes.weight
+        state = (config.training_classes_sha256, *config.id2label.values())
+        if not config.training_classes_set or state == self._checked_classes or rows.is_meta:
+            return
+        digest = training_classes_digest(config.id2label, rows)
+        if config.training_classes_sha256 != digest:
+            if self.seen_classes.are_initial(rows):
+                raise ValueError(
+                    "config.json says that training classes are set, but the weights hold no text features of them: "
+                    "load the weights that it was saved with, or call set_training_classes(names, embeds)."
+                )
+            if config.training_classes_sha256 is not None:
+                raise ValueError(
+                    "The names in config.id2label are not those that the text features in seen_classes.weight were "
+                    "set with: call set_training_classes(names, embeds); to rename the classes, with "
+                    "embeds=model.seen_classes.weight."
+                )
+            config.training_classes_sha256 = digest  # saved by a release that wrote none
+        self._checked_classes = (digest, *config.id2label.values())
+
+    def _training_class_rows(self) -> torch.Tensor:
+        """Text features of the training classes, [n, d], which fit their names."""
+        if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()):
+            self.check_training_classes()
+        return self.seen_classes.weight
 
     @can_return_tuple
     def forward(
@@ -664,7 +796,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             [`MoTEOutput`].
 
         Raises:
-            ValueError: where both or neither of `input_ids` and `class_embeds` are given, or a shape is wrong.
+            ValueError: if both or neither of `input_ids` and `class_embeds` are given, or a shape is wrong.
         """
         if (input_ids is None) == (class_embeds is None):
             raise ValueError("Pass either input_ids (texts) or class_embeds (features of classes).")
@@ -675,20 +807,19 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
             )
             class_embeds = text_outputs.pooler_output
-        class_embeds = self._class_features(class_embeds)
+        class_embeds = self.normalize_classes(class_embeds)
         if mixture is None and self.training and not self.config.temporal_config.experts_merged:
             mixture = self.temporal_model.draw_routing()
         video: Any = self._video_features(
             pixel_values_videos,
-            classes=None if return_loss else class_embeds,
-            frame_embeds=frame_embeds,
-            mixture=mixture,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            interpolate_frame_positions=interpolate_frame_positions,
+            None if return_loss else class_embeds,
+            frame_embeds,
+            mixture,
+            interpolate_pos_encoding,
+            interpolate_frame_positions,
             **kwargs,
         )
-        video_embeds, cosines = self._cosines(video.pooler_output, class_embeds)
-        logits_per_video = self.logit_scale.float().exp() * cosines
+        logits_per_video = self.score(video.pooler_output, class_embeds)
         loss = None
         if return_loss:
             if len(class_embeds) != len(logits_per_video):
@@ -702,7 +833,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             logits_per_video=logits_per_video,
             logits_per_text=logits_per_video.T,
             text_embeds=class_embeds,
-            video_embeds=video_embeds,
+            video_embeds=F.normalize(video.pooler_output.float(), dim=-1),
             modulation=video.modulation,
             text_model_output=text_outputs,
             vision_model_output=video.vision_model_output,
@@ -713,11 +844,13 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
     def set_training_classes(self, names: Sequence[str], embeds: torch.Tensor) -> None:
         """Makes `names` the training classes: the classifier's rows, modulation's reference, and `id2label`.
 
-        Also how a finished MoTE is fine-tuned on new classes.
+        Also how a finished MoTE is fine-tuned on new classes, and how classes are renamed: the new names with
+        `embeds=model.seen_classes.weight`.
 
         Args:
             names: n class names, distinct.
-            embeds: their text features (see `modeling_mote.processing.encode_classes`), [n, d]; stored L2-normalised in float32.
+            embeds: their text features (see `modeling_mote.processing.encode_classes`), [n, d]; stored L2-normalised
+                in float32.
 
         Raises:
             ValueError: for no name, an empty or repeated one, or features of another shape, not finite or zero.
@@ -738,6 +871,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: index for index, name in enumerate(names)}
         self.config.training_classes_set = True
+        self.config.training_classes_sha256 = training_classes_digest(self.config.id2label, self.seen_classes.weight)
 
     @torch.no_grad()
     def merge_experts(
@@ -757,7 +891,8 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             the model itself.
 
         Raises:
-            ValueError: if the experts were merged before, both arguments are given, or the weights don't fit.
+            ValueError: if the experts were merged before, both arguments are given, the weights don't fit, or the
+                model is quantised.
         """
         temporal, config = self.temporal_model, self.config.temporal_config
         if config.experts_merged:
@@ -768,6 +903,12 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             weights = merging_weights(config.num_experts, "inf" if temperature is None else temperature)
         if not all(isinstance(layer.mlp, MoTEExperts) for layer in temporal.layers):
             raise ValueError("An adapter wraps the experts: merge or unload it first.")
+        quantised = not all(p.is_floating_point() for layer in temporal.layers for p in layer.mlp.parameters())
+        if quantised or getattr(self.config, "quantization_config", None) is not None:
+            raise ValueError(
+                "The weights of this model are quantised: load it without quantisation, merge_experts(), save, and "
+                "quantise what was saved."
+            )
         mixture = torch.as_tensor(weights, dtype=torch.float32)
         layers = len(temporal.layers)
         if mixture.shape not in ((config.num_experts,), (layers, config.num_experts)) or not mixture.isfinite().all():
@@ -791,6 +932,19 @@ class MoTEForVideoClassification(MoTEModel):
 
     main_input_name = "pixel_values_videos"
 
+    def __init__(self, config: MoTEConfig):
+        super().__init__(config)
+        # Its forward never uses the text tower: the classes' text features are fixed.
+        self.text_model.requires_grad_(False)
+        self.text_projection.requires_grad_(False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The image tower's patch embedding: this model's input is frames."""
+        return self.vision_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vision_model.set_input_embeddings(value)
+
     @can_return_tuple
     def forward(
         self,
@@ -804,15 +958,15 @@ class MoTEForVideoClassification(MoTEModel):
         interpolate_frame_positions: bool = False,
         **kwargs,
     ) -> MoTEVideoClassifierOutput:
-        """Scores of videos over classes, and the loss where `labels` are given.
+        """Scores of videos over classes, and the loss if `labels` are given.
 
-        In training the frames are encoded once and the temporal layers run twice: routed to one expert a layer, and
+        In training the frames are encoded once and the temporal layers run twice: routed to one expert per layer, and
         merged at a random temperature. loss = CE(routed) + lambda · CE(merged) + eta · MSE(merged tokens, frame
         features) (Eq. 10). Once the experts are merged for good, the loss is the cross-entropy alone.
 
         Args:
             pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
-            labels: class of each video, [b].
+            labels: index of each video's class, [b]; needed in training, where scores alone are a random draw's.
             class_embeds: class features to score in place of the training classes', [c, d] (normalised here).
             frame_embeds: frame features, [b, t, d] or [b, v, t, d], in place of `pixel_values_videos`.
             mixture: fixes the routed pass' draw (in evaluation: the only pass), [L, E].
@@ -825,69 +979,88 @@ class MoTEForVideoClassification(MoTEModel):
             [`MoTEVideoClassifierOutput`].
 
         Raises:
-            ValueError: if there are no classes to score, or a shape is wrong.
+            ValueError: if there are no classes to score, a shape or the labels are wrong, or in training there are
+                neither labels nor a `mixture`.
         """
-        experts_merged = self.config.temporal_config.experts_merged
-        if merge_mixture is not None and (not self.training or labels is None or experts_merged):
+        routed = self.training and not self.config.temporal_config.experts_merged
+        if merge_mixture is not None and (labels is None or not routed):
             raise ValueError(
                 "merge_mixture fixes the merged pass of a training step: it needs train() mode, labels and unmerged "
                 "experts."
             )
         if class_embeds is not None:
-            classes = self._class_features(class_embeds)
+            classes = self.normalize_classes(class_embeds)
         elif self.config.training_classes_set:
-            classes = self.seen_classes.weight
+            classes = self._training_class_rows()
         else:
             raise ValueError(
                 "This model has no training classes yet: call set_training_classes(names, embeds) once, or pass "
                 "class_embeds."
             )
-        if mixture is None and self.training and not experts_merged:
+        if routed and labels is None and mixture is None and torch.is_grad_enabled():
+            raise ValueError(
+                "In train() mode forward needs labels, for MoTE's loss: call eval() to score, and smooth labels by "
+                "config.label_smoothing (Trainer's label_smoothing_factor and compute_loss_func take the labels away)."
+            )
+        if mixture is None and routed:
             mixture = self.temporal_model.draw_routing()
-        kwargs["return_dict"] = True
         video: Any = self._video_features(
             pixel_values_videos,
             # The training classes as candidates give rho = 1 whatever the video.
-            classes=None if class_embeds is None else classes,
-            frame_embeds=frame_embeds,
-            mixture=mixture,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            interpolate_frame_positions=interpolate_frame_positions,
+            None if class_embeds is None else classes,
+            frame_embeds,
+            mixture,
+            interpolate_pos_encoding,
+            interpolate_frame_positions,
             **kwargs,
         )
-        video_embeds, cosines = self._cosines(video.pooler_output, classes)
-        scale = self.logit_scale.float().exp()
-        logits = scale * cosines
-
+        logits = self.score(video.pooler_output, classes)
         loss = None
-        if labels is not None and not self.training:
-            loss = F.cross_entropy(logits, labels)
-        elif labels is not None:
-            smoothing = self.config.label_smoothing
+        if labels is not None:
+            labels = self._check_labels(labels, logits)
+            smoothing = self.config.label_smoothing if self.training else 0.0
             loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-            if not experts_merged:
-                if merge_mixture is None:
-                    merge_mixture = self.temporal_model.draw_merging(self.config.merge_temperatures)
-                merged: Any = self._video_features(
-                    None,
-                    None,
-                    frame_embeds=video.frame_embeds,
-                    mixture=merge_mixture,
-                    interpolate_frame_positions=interpolate_frame_positions,
+            if routed:
+                loss = loss + self._merged_pass_loss(
+                    video.frame_embeds, classes, labels, merge_mixture, interpolate_frame_positions
                 )
-                _, merged_cosines = self._cosines(merged.pooler_output, classes)
-                merging = F.cross_entropy(scale * merged_cosines, labels, label_smoothing=smoothing)
-                mse = F.mse_loss(merged.last_hidden_state.float(), video.frame_embeds.float())
-                loss = loss + self.config.merging_loss_weight * merging + self.config.mse_loss_weight * mse
         return MoTEVideoClassifierOutput(
             loss=loss,
             logits=logits,
             hidden_states=video.hidden_states,
             attentions=video.attentions,
-            video_embeds=video_embeds,
+            video_embeds=F.normalize(video.pooler_output.float(), dim=-1),
             modulation=video.modulation,
             temporal_model_output=video.temporal_model_output,
         )
+
+    def _merged_pass_loss(
+        self,
+        frame_embeds: torch.Tensor,
+        classes: torch.Tensor,
+        labels: torch.Tensor,
+        merge_mixture: torch.Tensor | None,
+        interpolate_frame_positions: bool,
+    ) -> torch.Tensor:
+        """lambda · CE(merged) + eta · MSE(merged tokens, frame features) (Eq. 10)."""
+        config = self.config
+        if merge_mixture is None:
+            merge_mixture = self.temporal_model.draw_merging(config.merge_temperatures)
+        merged: Any = self._video_features(None, None, frame_embeds, merge_mixture, False, interpolate_frame_positions)
+        logits = self.score(merged.pooler_output, classes)
+        merging = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        mse = F.mse_loss(merged.last_hidden_state.float(), frame_embeds.float())
+        return config.merging_loss_weight * merging + config.mse_loss_weight * mse
+
+    def _check_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Labels [b] as int64, if they are what the cross-entropy of logits [b, c] needs."""
+        self.config.validate_problem_type()
+        if labels.shape != logits.shape[:1] or labels.dtype == torch.bool or labels.is_floating_point():
+            raise ValueError(
+                f"labels must hold the index of one class for each of {len(logits)} videos, as integers of shape "
+                f"[{len(logits)}]; got {labels.dtype} of shape {list(labels.shape)}."
+            )
+        return labels.to(logits.device, torch.int64)
 
 
 __all__ = [
@@ -900,4 +1073,5 @@ __all__ = [
     "MoTEVideoFeatures",
     "merging_weights",
     "temporal_feature_modulation",
+    "training_classes_digest",
 ]

@@ -44,18 +44,13 @@ def choose_modulation_temperature(
             "Modulation needs a model in evaluation mode whose training classes are set: call eval() and "
             "set_training_classes(names, embeds)."
         )
-    kept = model.config.modulation_temperature
-    classes = F.normalize(class_embeds.float(), dim=-1)
+    classes = model.normalize_classes(class_embeds)
+    temporal_embeds = model.get_temporal_features(frame_embeds).last_hidden_state
     losses = {}
-    try:
-        for temperature in temperatures:
-            model.config.modulation_temperature = temperature
-            videos = model.get_video_features(frame_embeds=frame_embeds, class_embeds=classes).pooler_output
-            cosines = F.normalize(videos.float(), dim=-1) @ classes.T
-            cosines = cosines if cosines.dim() == 2 else cosines.mean(1)
-            losses[temperature] = F.cross_entropy(model.logit_scale.float().exp() * cosines, labels).item()
-    finally:
-        model.config.modulation_temperature = kept
+    for temperature in temperatures:
+        modulation = model.get_modulation(frame_embeds, classes, temperature)
+        videos = model.modulate(frame_embeds, temporal_embeds, modulation).mean(-2)
+        losses[temperature] = F.cross_entropy(model.score(videos, classes), labels).item()
     return min(losses, key=losses.__getitem__)
 
 

@@ -11,19 +11,10 @@ from transformers import CLIPModel
 from transformers.utils import logging
 
 from modeling_mote import MoTEForVideoClassification, MoTEModel, MoTETemporalModel
-from modeling_mote.modeling_mote import MoTEExperts, merging_weights, temporal_feature_modulation
+from modeling_mote.modeling_mote import merging_weights, temporal_feature_modulation
 
 UNIFORM = torch.full((2, 4), 0.25)
 TEMPERATURES = [-9.6, -4.8, -2.4, -1.2, -0.6, 0.6, 1.2, 2.4, 4.8, 9.6, math.inf]
-
-
-@pytest.fixture
-def merges(monkeypatch):
-    """The number of merges so far, as a list's length: `MoTEExperts.merge` itself still runs."""
-    calls = []
-    merge = MoTEExperts.merge
-    monkeypatch.setattr(MoTEExperts, "merge", lambda self, mixture: (calls.append(self), merge(self, mixture))[1])
-    return calls
 
 
 def scaled(reference: torch.Tensor, tolerance: float = 1e-5) -> dict[str, float]:
@@ -179,38 +170,6 @@ def test_mixture_of_a_wrong_shape_is_refused(classifier, videos):
             classifier(videos, mixture=mixture)
 
 
-@torch.no_grad()
-def test_merged_once_and_lazily(classifier, videos, candidates, merges):
-    assert not merges
-    expected = classifier(videos).logits
-    assert len(merges) == 2  # one a layer
-    for _ in range(3):
-        assert torch.equal(classifier(videos).logits, expected)
-        classifier(videos, class_embeds=candidates)
-        with torch.inference_mode():
-            assert torch.equal(classifier(videos).logits, expected)
-    assert len(merges) == 2
-
-
-def test_no_cached_merge_with_gradients_mixture_compiling_or_training(classifier, videos, merges):
-    classifier(videos)
-    classifier(videos)
-    assert len(merges) == 4
-    with torch.no_grad():
-        classifier(videos, mixture=UNIFORM)
-        classifier(videos, mixture=UNIFORM)
-        assert len(merges) == 8
-        features = torch.randn(2, 8, 64)
-        mlp = classifier.temporal_model.layers[0].mlp
-        mlp.train()
-        mlp(features), mlp(features)
-        assert len(merges) == 10
-        mlp.eval()
-        mlp(features)
-        exported = torch.export.export(mlp, (features,), strict=False)
-        assert any("up_proj" in key for key in exported.state_dict)  # exported the experts, not a stale merge
-
-
 def edit_in_place(model):
     model.temporal_model.layers[1].mlp.down_proj.mul_(2.0)
 
@@ -279,20 +238,26 @@ def test_merge_knows_new_weights_at_an_old_address(classifier, videos):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("action", ["train", "eval", "load_state_dict", "_apply", "deepcopy"])
-def test_merge_is_dropped(classifier, videos, action):
-    classifier(videos)
-    experts = classifier.temporal_model.layers[0].mlp
-    assert experts._uniform is not None
-    if action == "load_state_dict":
-        classifier.load_state_dict(classifier.state_dict())
-    elif action == "_apply":
-        classifier.float()
-    elif action == "deepcopy":
-        experts = copy.deepcopy(classifier).temporal_model.layers[0].mlp
-    else:
-        getattr(classifier, action)()
-    assert experts._uniform is None
+def test_weights_averaged_over_training_and_put_back(classifier, make_model, videos):
+    """As EMA libraries do in evaluation: `p.data.copy_`, of which nothing can be told."""
+    expected, other = classifier(videos).logits, make_model(seed=1)
+    kept = [parameter.detach().clone() for parameter in classifier.parameters()]
+    for parameter, average in zip(classifier.parameters(), other.parameters(), strict=True):
+        parameter.data.copy_(average)
+    torch.testing.assert_close(classifier(videos).logits, other(videos).logits)
+    for parameter, value in zip(classifier.parameters(), kept, strict=True):
+        parameter.data.copy_(value)
+    assert torch.equal(classifier(videos).logits, expected)
+
+
+@torch.no_grad()
+def test_the_uniform_merge_is_exact(make_model):
+    """Four experts: quarters, whose sums lose a bit at most, so equal experts stay as they are."""
+    experts = make_model().temporal_model.layers[0].mlp
+    for weight in experts.parameters():
+        weight.copy_(weight[:1].expand_as(weight))
+    for merged, weight in zip(experts.merge(torch.full((4,), 0.25)), experts.parameters(), strict=True):
+        assert torch.equal(merged, weight[0])
 
 
 @torch.no_grad()
@@ -379,6 +344,29 @@ def test_scores_follow_the_formula(classifier, videos, candidates):
     torch.testing.assert_close(got.pooler_output, tokens.mean(1), **scaled(tokens))
     assert torch.equal(got.frame_embeds, frames)
     assert (got.pooler_output.norm(dim=-1) - 1).abs().max() > 0.01  # not normalised
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("leading", [(2,), (2, 3)])
+def test_forward_is_its_steps(classifier, candidates, leading):
+    pixels = torch.randn(*leading, 8, 3, 32, 32, generator=torch.Generator().manual_seed(6))
+    frames = classifier.get_frame_features(pixels).pooler_output
+    mixture = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
+    temporal = classifier.get_temporal_features(frames, mixture).last_hidden_state
+    assert temporal.shape == frames.shape == (*leading, 8, 64)
+    classes = classifier.normalize_classes(3 * candidates)
+    modulation = classifier.get_modulation(frames, classes)
+    assert modulation.shape == leading and (modulation < 0.9).all()
+    tokens = classifier.modulate(frames, temporal, modulation)
+    output = classifier(pixels, class_embeds=candidates, mixture=mixture)
+    torch.testing.assert_close(classifier.score(tokens.mean(-2), classes), output.logits, **scaled(output.logits))
+    torch.testing.assert_close(modulation, output.modulation)
+    # From means over the frames alone, as exported graphs have them.
+    means = classifier.modulate(frames.mean(-2, True), temporal.mean(-2, True), modulation)
+    torch.testing.assert_close(means.squeeze(-2), tokens.mean(-2), **scaled(tokens))
+    torch.testing.assert_close(classifier.get_modulation(frames.mean(-2, True), classes), modulation)
+    assert (classifier.get_modulation(frames, classes, temperature=1e6) > 0.99).all()
+    assert torch.equal(classifier.get_modulation(frames), torch.ones(leading))
 
 
 @torch.no_grad()
@@ -565,7 +553,7 @@ def test_a_classifier_without_training_classes_refuses(clip_folder, make_model, 
         for mode in (True, False):
             with pytest.raises(ValueError, match="no training classes yet: call set_training_classes"):
                 model.train(mode)(videos)
-            assert model(videos, class_embeds=candidates).logits.shape == (2, 12)
+        assert model(videos, class_embeds=candidates).logits.shape == (2, 12)
 
 
 # --- training classes ---
