@@ -6,11 +6,12 @@ from .lazy import lazy_names
 
 if TYPE_CHECKING:
     from .augmentation import augment_clip, clip_seed, train_transform
+    from .class_names import parse_labels, to_words
     from .frame_sampling import sample_indices
     from .long_video import classify_windows, merge_windows, plot_timeline, smooth_windows
     from .pipeline_mote import ZeroShotVideoClassificationPipeline
     from .processing_mote import MoTEProcessor
-    from .prompts import PROMPT_SETS, encode_classes, get_prompt_set, parse_labels
+    from .prompts import PROMPT_SETS, encode_classes, encode_texts, get_prompt_set
     from .protocols import PROTOCOLS, get_protocol, half_classes, score_views
     from .video_decoding import VideoDecodeError, decode_video, probe_video
     from .video_processing_mote import MoTEVideoProcessor
@@ -29,16 +30,18 @@ __getattr__ = lazy_names(
         "clip_seed": "augmentation",
         "decode_video": "video_decoding",
         "encode_classes": "prompts",
+        "encode_texts": "prompts",
         "get_prompt_set": "prompts",
         "get_protocol": "protocols",
         "half_classes": "protocols",
         "merge_windows": "long_video",
-        "parse_labels": "prompts",
+        "parse_labels": "class_names",
         "plot_timeline": "long_video",
         "probe_video": "video_decoding",
         "sample_indices": "frame_sampling",
         "score_views": "protocols",
         "smooth_windows": "long_video",
+        "to_words": "class_names",
         "train_transform": "augmentation",
     },
 )
@@ -55,6 +58,7 @@ __all__ = [
     "clip_seed",
     "decode_video",
     "encode_classes",
+    "encode_texts",
     "get_prompt_set",
     "get_protocol",
     "half_classes",
@@ -65,5 +69,6 @@ __all__ = [
     "sample_indices",
     "score_views",
     "smooth_windows",
+    "to_words",
     "train_transform",
 ]

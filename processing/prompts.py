@@ -1,6 +1,6 @@
 """Class names to class features: prompt templates and the ensemble over them."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
+from .class_names import parse_labels
+
 logger = logging.get_logger(__name__)
+
+SAME_COSINE = 0.9999  # class features nearer than this are one class to the text tower
 
 PROMPT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -61,39 +65,6 @@ def get_prompt_set(prompts: str | Iterable[str]) -> tuple[str, ...]:
     return templates
 
 
-def parse_labels(labels: str | Iterable[str] | None) -> list[str]:
-    """Check class names, given as a list or as one comma-separated string.
-
-    Args:
-        labels: The names; spaces around them are dropped.
-
-    Returns:
-        The names, in order.
-
-    Raises:
-        ValueError: for no name at all, an empty one, one given twice, and one that is no string.
-    """
-    if isinstance(labels, str):
-        labels = labels.split(",") if labels.strip() else []
-    if labels is None or isinstance(labels, (bytes, Mapping, Set)) or not isinstance(labels, Iterable):
-        given = "none were given" if labels is None else f"not a {type(labels).__name__}"
-        raise ValueError(f"labels must be a list of names or a comma-separated string, {given}")
-    names = list(labels)
-    if not names:
-        raise ValueError("no label was given: pass at least one name")
-    for position, name in enumerate(names, start=1):
-        if not isinstance(name, str):
-            raise ValueError(f"label {position} of {len(names)} is {name!r}, not a string")
-        if not name.strip():
-            raise ValueError(f"label {position} of {len(names)} is empty: give it a name or leave it out")
-    names = [name.strip() for name in names]
-    twice = next((name for position, name in enumerate(names) if name in names[:position]), None)
-    if twice is not None:
-        raise ValueError(f"label {twice!r} was given twice: every label must be distinct")
-    return names
-
-
-@torch.no_grad()
 def encode_classes(
     model: Any,
     processor: Any,
@@ -101,7 +72,56 @@ def encode_classes(
     prompts: str | Iterable[str] = "mote_28",
     batch_size: int = 256,
 ) -> torch.Tensor:
-    """Turn class names into class features: the mean over templates of normalised text features, normalised.
+    """Turn class names into class features that differ from one another.
+
+    Args:
+        model: A `CLIPModel` or one derived from it, such as `MoTEModel`.
+        processor: Processor with a tokenizer, or the tokenizer itself.
+        names: Class names, see `parse_labels`. They are texts, taken as they are.
+        prompts: Name of a prompt set or templates, see `get_prompt_set`.
+        batch_size: Texts encoded at a time.
+
+    Returns:
+        Unit vectors as `encode_texts` gives them, float32 [c, d], on the model's device.
+
+        Shapes: c classes, d = `config.projection_dim`.
+
+    Raises:
+        ValueError: for bad names or templates, a name of which the tokenizer knows no word, two names that the text
+            tower can't tell apart (cosine above `SAME_COSINE`), and a tokenizer that does not fit the text tower.
+    """
+    names, tokenizer = parse_labels(names), getattr(processor, "tokenizer", processor)
+    limit = _token_limit(model, tokenizer)
+    for name, ids in zip(names, _tokenize(tokenizer, names, limit)["input_ids"], strict=True):
+        if set(ids) <= set(tokenizer.all_special_ids):  # the unknown token is one of them
+            raise ValueError(f"label {name!r} holds no word that the tokenizer knows: write it in other words")
+    embeds = encode_texts(model, tokenizer, names, prompts, batch_size)
+    _check_distinct(embeds, names)
+    return embeds
+
+
+def _check_distinct(embeds: torch.Tensor, names: Sequence[str], rows: int = 1024) -> None:
+    """Refuse class features [c, d] of which two are the same, some rows at a time."""
+    for start in range(0, len(names), rows):
+        cosines = embeds[start : start + rows] @ embeds.T  # [rows, c]
+        found = (cosines > SAME_COSINE).triu(start + 1).nonzero()
+        if len(found):
+            one, other = names[start + int(found[0, 0])], names[int(found[0, 1])]
+            raise ValueError(
+                f"labels {one!r} and {other!r} are one to the text tower, which reads the same from both: leave one "
+                "out, or write it in other words"
+            )
+
+
+@torch.no_grad()
+def encode_texts(
+    model: Any,
+    processor: Any,
+    texts: Sequence[str],
+    prompts: str | Iterable[str] = "mote_28",
+    batch_size: int = 256,
+) -> torch.Tensor:
+    """Turn texts into features: the mean over templates of normalised text features, normalised.
 
     The text tower runs in evaluation mode, whatever its mode, in its own dtype and on its own device; the means
     and norms are float32. Texts are padded to the longest of their batch, which CLIP's causal text tower ignores.
@@ -109,40 +129,31 @@ def encode_classes(
     Args:
         model: A `CLIPModel` or one derived from it, such as `MoTEModel`.
         processor: Processor with a tokenizer, or the tokenizer itself.
-        names: Class names, see `parse_labels`.
+        texts: Class names, or captions, of which several may say the same.
         prompts: Name of a prompt set or templates, see `get_prompt_set`.
         batch_size: Texts encoded at a time.
 
     Returns:
         Unit vectors, float32 [c, d], on the model's device.
 
-        Shapes: c classes, d = `config.projection_dim`.
+        Shapes: c texts, d = `config.projection_dim`.
 
     Raises:
-        ValueError: for bad names or templates, and for a tokenizer that does not fit the text tower.
+        ValueError: for bad templates, and for a tokenizer that does not fit the text tower.
     """
-    names, templates = parse_labels(names), get_prompt_set(prompts)
-    tokenizer = getattr(processor, "tokenizer", processor)
-    texts = [template.replace("{}", name) for name in names for template in templates]
+    templates, tokenizer = get_prompt_set(prompts), getattr(processor, "tokenizer", processor)
+    filled = [template.replace("{}", text) for text in texts for template in templates]
     text_model = model.text_model
-    limit = min(tokenizer.model_max_length, text_model.config.max_position_embeddings)
+    limit = _token_limit(model, tokenizer)
     modes = [(module, module.training) for module in text_model.modules()]
     features = []
     try:
         for module, _ in modes:  # not model.eval(), which would touch more than the text tower
             module.training = False
-        for start in range(0, len(texts), batch_size):
-            batch = tokenizer(
-                texts[start : start + batch_size],
-                padding="longest",
-                truncation=True,
-                max_length=limit,
-                return_attention_mask=True,
-                return_tensors="pt",
-            ).to(model.device)
+        for start in range(0, len(filled), batch_size):
+            batch = _tokenize(tokenizer, filled[start : start + batch_size], limit, return_tensors="pt").to(model.device)
             _check_tokens(batch["input_ids"], batch["attention_mask"], text_model.config.eos_token_id)
-            if batch["input_ids"].shape[1] == limit:
-                _warn_if_cut(tokenizer, texts[start : start + batch_size], limit)
+            _warn_if_cut(filled[start : start + batch_size], batch.encodings or [], limit)
             output = model.get_text_features(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True
             )
@@ -150,8 +161,19 @@ def encode_classes(
     finally:
         for module, training in modes:
             module.training = training
-    per_template = torch.cat(features).unflatten(0, (len(names), len(templates)))  # [c, templates, d]
+    per_template = torch.cat(features).unflatten(0, (len(texts), len(templates)))  # [c, templates, d]
     return F.normalize(per_template.mean(dim=1), dim=-1)
+
+
+def _token_limit(model: Any, tokenizer: Any) -> int:
+    return min(tokenizer.model_max_length, model.text_model.config.max_position_embeddings)
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str], limit: int, **options: Any) -> Any:
+    """Tokens of texts, always with one padding and cut: both are state of the tokenizer, which threads may share."""
+    return tokenizer(
+        list(texts), padding="longest", truncation=True, max_length=limit, return_attention_mask=True, **options
+    )
 
 
 def _check_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor, eos_token_id: int) -> None:
@@ -169,8 +191,8 @@ def _check_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor, eos_tok
         )
 
 
-def _warn_if_cut(tokenizer: Any, texts: list[str], limit: int) -> None:
-    """Name one of the texts that exceed `limit` tokens, if any does."""
-    cut = [text for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True) if len(ids) > limit]
+def _warn_if_cut(texts: Sequence[str], encodings: Sequence[Any], limit: int) -> None:
+    """Name one of the texts whose encodings were cut at `limit` tokens, if any was; slow tokenizers don't tell."""
+    cut = [text for text, encoding in zip(texts, encodings, strict=False) if encoding.overflowing]
     if cut:
         logger.warning(f"{len(cut)} prompts exceed the text tower's {limit} tokens and are cut, such as {cut[0]!r}")

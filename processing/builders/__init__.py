@@ -2,10 +2,11 @@
 
 >>> test = load_videos("ucf101", "test", name="split1", data_dir="/data/ucf101")
 >>> train = load_videos("my_clips.csv", "train")
->>> train = load_videos("my_clips", streaming=True)["train"]  # a folder a class
+>>> train = load_videos("my_clips", streaming=True)["train"]  # one folder per class
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +28,8 @@ BUILDERS: dict[str, type[datasets.GeneratorBasedBuilder]] = {
     "hmdb51": HMDB51,
     "moving_shapes": MovingShapes,
 }
+
+_told: set[str] = set()  # what this process has warned of
 
 __all__ = [
     "BUILDERS",
@@ -53,7 +56,7 @@ def video_builder(
 
     Args:
         source: Name of a benchmark, one of `BUILDERS`; a CSV file `path,label[,start,end]`, or {split: CSV file}; or a
-            folder with a folder a class.
+            folder that holds one folder per class.
         name: Configuration of a benchmark, for example `split1` or `kinetics600_split2`; its first one by default.
         cache_dir: Where prepared rows are kept; that of `datasets` by default.
         **config: Fields of the builder's configuration: `data_dir`, `splits`, `label_file`, `list_dir`, ...
@@ -106,6 +109,9 @@ def load_videos(
 ) -> datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset | datasets.IterableDatasetDict:
     """Load the clips of a benchmark, a CSV list or a folder of videos, undecoded.
 
+    What was left out of a folder, and names that became words, are told by one warning each, once in a process;
+    `video_builder(...).config` holds them in full: `notes`, `renamed`, `left_out`, `empty_folders`.
+
     Args:
         source: See `video_builder`.
         split: Split, or slice of one such as `"test[:10%]"`; all splits by default. A lone CSV file, or a folder
@@ -128,6 +134,10 @@ def load_videos(
     if wanted and source != "moving_shapes":  # which has no lists
         config.setdefault("splits", wanted)  # the lists of other splits need not be there
     builder = video_builder(source, name, cache_dir, **config)
+    for note in getattr(builder.config, "notes", []):  # moving_shapes has none
+        if note not in _told:
+            _told.add(note)
+            warnings.warn(note, stacklevel=2)
     if streaming:
         return builder.as_streaming_dataset(split)
     builder.download_and_prepare(num_proc=num_proc)

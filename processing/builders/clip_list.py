@@ -2,7 +2,7 @@
 
 A builder reads its lists once, when it is made, so that whatever is wrong with them is said before anything is
 written. Videos stay undecoded. A clip that is listed and has no file keeps its row, under the path where it was
-expected: whoever reads it reports it, and `python -m modeling_mote.processing.check_videos` lists all of them.
+expected: whoever reads it reports it, and `mote check` lists all of them.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import datasets
 from datasets.builder import Key
 
+from ..class_names import describe_renamed
 from ..label_sets import LabelSet
 from ..sources import VIDEO_SUFFIXES, walk
 
@@ -66,6 +67,21 @@ class ClipListConfig(datasets.BuilderConfig):
         """Return {split: its clips in the order of the list} for `wanted_splits`; given by the subclass."""
         raise TypeError(f"{type(self).__name__} does not say what its clips are.")
 
+    @property
+    def classes_are_found(self) -> bool:
+        """Whether the classes are those of the clips themselves: a split may then lack some of them."""
+        return False
+
+    @property
+    def left_out(self) -> list[str]:
+        """Files below the data folder that are no clips, relative to it; known once the clips are read."""
+        return []
+
+    @property
+    def empty_folders(self) -> list[str]:
+        """Folders of classes without a clip, which make no class; known once the clips are read."""
+        return []
+
     @cached_property
     def root(self) -> Path:
         """The data folder, absolute."""
@@ -101,13 +117,14 @@ class ClipListConfig(datasets.BuilderConfig):
         if self.num_shards < 1:
             raise ValueError(f"num_shards is {self.num_shards}; it must be at least 1.")
         clips = self.read_clips()
-        self.__dict__.pop("tree", None)  # hundreds of thousands of paths that would travel to every worker
+        _ = self.left_out, self.empty_folders
+        for name in ("tree", "found"):  # hundreds of thousands of paths that would travel to every worker
+            self.__dict__.pop(name, None)
         for split, listed in clips.items():
             if not listed:
                 raise ValueError(f"Split {split} of {self.title} lists no clip.")
-            labels = {clip.label for clip in listed}
-            empty = [name for label, name in enumerate(self.label_set.classes) if label not in labels]
-            if empty and not self.allow_empty_classes:
+            empty = self.empty_classes(listed)
+            if empty and not self.allow_empty_classes and not self.classes_are_found:
                 raise ValueError(
                     f"{len(empty)} of {len(self.label_set)} classes have no clip in split {split} of {self.title}, "
                     f"{empty[0]!r} to begin with; complete the list, or pass allow_empty_classes=True."
@@ -119,9 +136,30 @@ class ClipListConfig(datasets.BuilderConfig):
                 )
         return clips
 
+    def empty_classes(self, listed: list[Clip]) -> list[str]:
+        """The classes of which a list has no clip."""
+        labels = {clip.label for clip in listed}
+        return [name for label, name in enumerate(self.label_set.classes) if label not in labels]
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What was left out, or is read otherwise than written: one sentence per kind, with number and examples."""
+        notes = []
+        if self.left_out:
+            notes.append(
+                f"{_some(self.left_out, 'file')} of {self.title} without a video's suffix or a class left out"
+            )
+        if self.empty_folders:
+            notes.append(f"{_some(self.empty_folders, 'folder')} of {self.title} without a video left out: no class")
+        for split, listed in self.clips.items():
+            if self.classes_are_found and (empty := self.empty_classes(listed)):
+                notes.append(f"{_some(empty, 'class')} without a clip in split {split} of {self.title}")
+        return [*notes, describe_renamed(self.renamed)] if self.renamed else notes
+
     @cached_property
     def renamed(self) -> dict[str, str]:
-        """{name in the dataset: class name} of the classes that the dataset spells otherwise."""
+        """{name in the dataset: class name} of the classes that the dataset spells otherwise; clips are read first."""
+        _ = self.clips
         named = {raw: self.label_set.classes[label] for raw, label in self._raw_labels.items()}
         return {raw: name for raw, name in sorted(named.items()) if raw != name}
 
@@ -145,6 +183,12 @@ class ClipListConfig(datasets.BuilderConfig):
         content = json.dumps([str(self.root), self.label_set.classes, self.clips])
         fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         return super().create_config_id({"clips": fingerprint}, custom_features)
+
+
+def _some(names: list[str], what: str, most: int = 3) -> str:
+    """ "5 files (a, b, c, …)": how many, and the first of them."""
+    plural = what if len(names) == 1 else what + ("es" if what.endswith("s") else "s")
+    return f"{len(names)} {plural} ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
 
 
 class VideoTree:

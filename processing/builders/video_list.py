@@ -12,11 +12,11 @@ from .clip_list import Clip, ClipListBuilder, ClipListConfig, read_lines
 
 @dataclass
 class VideoListConfig(ClipListConfig):
-    """CSV files, one a split.
+    """CSV files, one per split.
 
     Attributes:
         files: {split: CSV file}. `path` is relative to `data_dir`, by default the folder of the first CSV file.
-        label_file: Classes and their order (see `read_label_file`); the labels in the files, sorted, by default.
+        label_file: Classes and their order (see `read_label_file`); by default the words of the labels in them.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -32,6 +32,11 @@ class VideoListConfig(ClipListConfig):
         """What messages call the data set."""
         return " and ".join(self.files.values())
 
+    @property
+    def classes_are_found(self) -> bool:
+        """Without a label file, the classes are the labels in the lists."""
+        return self.label_file is None
+
     def split_names(self) -> tuple[str, ...]:
         """Return the splits of `files`."""
         if not self.files:
@@ -39,11 +44,11 @@ class VideoListConfig(ClipListConfig):
         return tuple(self.files)
 
     def read_label_set(self) -> LabelSet:
-        """Return the classes of `label_file`, or the labels in the files, sorted."""
+        """Return the classes of `label_file`, or the words of the labels in the files, sorted by label."""
         if self.label_file is not None:
             return read_label_file(self.label_file)
         labels = {row["label"] for split in self.wanted_splits for _, row in _read_rows(self.files[split])}
-        return LabelSet(Path(self.files[self.wanted_splits[0]]).stem, tuple(sorted(labels)))
+        return LabelSet.from_names(Path(self.files[self.wanted_splits[0]]).stem, sorted(labels))
 
     def read_clips(self) -> dict[str, list[Clip]]:
         """Return the clips of the CSV files."""

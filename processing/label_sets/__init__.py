@@ -7,11 +7,13 @@ together with the hash of the list it was measured on.
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+
+from ..class_names import check_names, to_words
 
 LABEL_SETS = ("kinetics400", "ucf101", "hmdb51", "kinetics600_split1", "kinetics600_split2", "kinetics600_split3")
 
@@ -29,24 +31,44 @@ class LabelSet:
     Attributes:
         name: Name of the list, one of `LABEL_SETS`, or the stem of the user's file.
         classes: The c class names; position = class index.
+        renamed: {name as it was written: class name} of those that became words (see `class_names`).
     """
 
     name: str
     classes: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if not self.classes:
             raise ValueError(f"Label set {self.name} has no class; give at least one name.")
-        if not all(name.strip() for name in self.classes):
-            raise ValueError(f"Label set {self.name} has an empty class name; give every class a name.")
-        # CLIP's text tower reads lower case and single spaces, so names that differ only there are one class to it.
-        counts = Counter(" ".join(name.split()).casefold() for name in self.classes)
-        twice = [name for name in self.classes if counts[" ".join(name.split()).casefold()] > 1]
-        if twice:
-            raise ValueError(
-                f"Label set {self.name} has the class {twice[0]!r} more than once (case and spaces are ignored); "
-                "give every class its own name."
-            )
+        try:
+            check_names(self.classes)
+        except ValueError as error:
+            raise ValueError(f"Label set {self.name}: {error}.") from error
+
+    @classmethod
+    def from_names(cls, name: str, raw_names: Iterable[str]) -> "LabelSet":
+        """Make the set of names of folders or files, which become words.
+
+        Args:
+            name: Name of the list.
+            raw_names: The names as they are written, in order.
+
+        Raises:
+            ValueError: if two become one, and as `class_names.check_names`.
+        """
+        raw_names = list(raw_names)
+        written: dict[str, str] = {}  # {class name: name}
+        for raw_name in raw_names:
+            first = written.setdefault(to_words(raw_name).casefold(), raw_name)
+            if first.casefold() != raw_name.casefold():
+                raise ValueError(
+                    f"Label set {name}: {first!r} and {raw_name!r} are both the class {to_words(raw_name)!r}; make "
+                    "them one, or give every class its own name."
+                )
+        words = {raw_name: to_words(raw_name) for raw_name in raw_names}
+        renamed = {raw_name: text for raw_name, text in words.items() if raw_name != text}
+        return cls(name, tuple(to_words(raw_name) for raw_name in raw_names), renamed)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -70,7 +92,7 @@ class LabelSet:
         """Return the class that a raw name of a folder or an official list stands for.
 
         Case, spaces, underscores and punctuation may differ: UCF101's `ApplyEyeMakeup` is `Apply Eye Makeup`,
-        HMDB51's `brush_hair` is `brush hair`. `renamed` lists where they do.
+        HMDB51's `brush_hair` is `brush hair`.
 
         Args:
             raw_name: Name as the dataset writes it.
@@ -81,7 +103,8 @@ class LabelSet:
         Raises:
             ValueError: if no class has this name.
         """
-        name = raw_name if raw_name in self._index else self._by_raw_key.get(_raw_key(raw_name))
+        known = (each for each in (raw_name, to_words(raw_name)) if each in self._index)
+        name = next(known, None) or self._by_raw_key.get(_raw_key(raw_name))
         if name is None:
             raise ValueError(f"Unknown label {raw_name!r}: it is none of the {len(self)} classes of {self.name}.")
         return name
@@ -89,11 +112,6 @@ class LabelSet:
     def index(self, raw_name: str) -> int:
         """Return the class index of a name or raw name (see `from_raw`)."""
         return self._index[self.from_raw(raw_name)]
-
-    def renamed(self, raw_names: Iterable[str]) -> dict[str, str]:
-        """Return {raw name: class name} of the raw names that are spelt otherwise here."""
-        names = {raw_name: self.from_raw(raw_name) for raw_name in raw_names}
-        return {raw_name: name for raw_name, name in names.items() if raw_name != name}
 
 
 def load_label_set(name: str) -> LabelSet:
@@ -111,43 +129,51 @@ def load_label_set(name: str) -> LabelSet:
     if name not in LABEL_SETS:
         raise ValueError(f"Unknown label set {name!r}; choose one of {', '.join(LABEL_SETS)}.")
     with resources.as_file(resources.files(__name__) / f"{name}.csv") as path:
-        return read_label_file(path)
+        return LabelSet(name, tuple(_read_names(path)))
 
 
 def read_label_file(path: str | Path) -> LabelSet:
-    """Read the user's class names.
+    """Read the user's class names; those that are written as folders are become words (see `class_names`).
 
     Args:
         path: UTF-8 file: CSV with a header that has the column `name` (and, if wanted, `id`, counting 0, 1, 2, ...),
-            or text with a name a line. Blank lines are skipped.
+            or text with one name per line. Blank lines are skipped.
 
     Returns:
         The classes in the file's order, under the file's stem.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is empty, is not UTF-8, lacks the column `name`, has ids out of order, or has a class twice.
+        ValueError: if it is empty, is not UTF-8, lacks the column `name`, has ids out of order, or has a class twice,
+            and as `class_names.check_names`.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"Label file {path} does not exist; give a CSV with a column `name` or a name a line.")
+        raise FileNotFoundError(
+            f"Label file {path} does not exist; give a CSV with a column `name`, or one name per line."
+        )
+    try:
+        return LabelSet.from_names(path.stem, _read_names(path))
+    except ValueError as error:
+        raise ValueError(f"Label file {path}: {str(error).removeprefix(f'Label set {path.stem}: ')}") from error
+
+
+def _read_names(path: Path) -> list[str]:
+    """The names in a label file, as they are written."""
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"Label file {path} is not UTF-8 text; save it as UTF-8.") from error
+        raise ValueError("it is not UTF-8 text; save it as UTF-8.") from error
     if path.suffix.lower() == ".csv":
         rows = list(csv.DictReader(lines, skipinitialspace=True))
         if lines and "name" not in next(csv.reader(lines[:1], skipinitialspace=True)):
-            raise ValueError(f"Label file {path} has no column `name`; its first line must be `id,name` or `name`.")
+            raise ValueError("it has no column `name`; its first line must be `id,name` or `name`.")
         ids = [row["id"] for row in rows if "id" in row]
         if ids and ids != [str(index) for index in range(len(ids))]:
-            raise ValueError(f"Label file {path}: the column `id` must count 0, 1, 2, ... from the first class on.")
+            raise ValueError("the column `id` must count 0, 1, 2, ... from the first class on.")
         names = [(row["name"] or "").strip() for row in rows]
     else:
         names = [line.strip() for line in lines]
     if not names:
-        raise ValueError(f"Label file {path} names no class; give at least one.")
-    try:
-        return LabelSet(path.stem, tuple(names))
-    except ValueError as error:
-        raise ValueError(f"Label file {path}: {error}") from error
+        raise ValueError("it names no class; give at least one.")
+    return names

@@ -5,15 +5,17 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import av
 import datasets
 import pytest
 from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader
+
 from modeling_mote.processing.builders import HMDB51, UCF101, Kinetics, list_sha256, load_videos, video_builder
 from modeling_mote.processing.label_sets import load_label_set
-from torch.utils.data import DataLoader
 
 K600_UNION = sorted({name for k in (1, 2, 3) for name in load_label_set(f"kinetics600_split{k}").classes})
 
@@ -502,10 +504,10 @@ def test_kinetics_lists_of_both_editions(kinetics400, copy, cache):
         ("", "must begin with the line path,label"),
         ("a.mp4 0 yoga\n", "must begin with the line path,label"),
         ("path,label\n", "Label set bad has no class|lists no clip"),
-        ("path,label\nown/yoga/a.mp4,\n", "empty class name"),
+        ("path,label\nown/yoga/a.mp4,\n", "label 1 of 1 is empty"),
         ("path,label\n\n,yoga\n", "bad.csv, line 3: the path is empty"),
         ("path,label\nown/yoga/a,b.mp4,yoga\n", "bad.csv, line 2 has more values than columns"),
-        ("path,label\nown/yoga/a.mp4,yoga\nown/yoga/b.webm,Yoga\n", "'Yoga' more than once"),
+        ("path,label\nown/yoga/a.mp4,yoga\nown/yoga/b.webm,Yoga\n", "labels 'Yoga' and 'yoga' are one"),
         ("path,label,start,end\nown/yoga/a.mp4,yoga,0.4,0.1\n", "bad.csv, line 2: start 0.4 and end 0.1"),
         ("path,label,start,end\nown/yoga/a.mp4,yoga,-1,\n", "bad.csv, line 2: start -1.0 and end None"),
         ("path,label,start,end\nown/yoga/a.mp4,yoga,nan,\n", "bad.csv, line 2: start nan and end None"),
@@ -534,22 +536,57 @@ def test_bad_video_folders(tmp_path, own, clip, cache):
     (tmp_path / "bare").mkdir()
     with pytest.raises(ValueError, match="bare has no folders of classes"):
         load_videos(tmp_path / "bare", cache_dir=cache)
-    (own / "own" / "sleeping").mkdir()
-    with pytest.raises(ValueError, match="1 of 3 classes have no clip in split train of .*own, 'sleeping'"):
-        load_videos(own / "own", cache_dir=cache)
     clip(own / "own" / "Yoga" / "a.mp4")
-    with pytest.raises(ValueError, match="the class 'Yoga' more than once"):
+    with pytest.raises(ValueError, match="labels 'Yoga' and 'yoga' are one"):
         load_videos(own / "own", cache_dir=cache)
     (tmp_path / "other" / "run").mkdir(parents=True)
     (tmp_path / "other" / "run" / "notes.txt").write_text("not a video")
-    with pytest.raises(ValueError, match="notes.txt has none of the suffixes of videos"):
+    with pytest.raises(ValueError, match="'run' to begin with, hold no file with the suffix of a video"):
         load_videos(tmp_path / "other", cache_dir=cache)
+    (tmp_path / "other" / "run").rename(tmp_path / "other" / "a\nclass")
+    clip(tmp_path / "other" / "a\nclass" / "a.mp4")
+    with pytest.raises(ValueError, match="label 1 of 1, .* has a line break") as raised:
+        load_videos(tmp_path / "other", cache_dir=cache)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_clip_beside_the_class_folders_is_not_passed_over(own, clip, cache):
-    clip(own / "own" / "loose.mp4")
-    with pytest.raises(ValueError, match="loose.mp4 lies in no folder of a class"):
-        load_videos(own / "own", cache_dir=cache)
+def test_what_a_folder_holds_besides_is_left_out_and_told_once(tmp_path, clip, cache):
+    root = tmp_path / "mixed"
+    for name in ("red_star/a.mp4", "BlueBar/b.mp4", "BlueBar/below/c.mp4"):
+        clip(root / name)
+    (root / "empty" / "deeper").mkdir(parents=True)
+    (root / "empty" / "deeper" / "notes.txt").write_text("no video")
+    (root / "red_star" / "a.txt").write_text("no video")
+    clip(root / "loose.mp4")
+    with pytest.warns(UserWarning) as caught:
+        rows = load_videos(root, "train", cache_dir=cache)
+    assert rows.features["label"].names == ["Blue Bar", "red star"] and rows["label"][:] == [0, 0, 1]
+    assert [str(warning.message) for warning in caught] == [
+        f"3 files (loose.mp4, empty/deeper/notes.txt, red_star/a.txt) of {root} without a video's suffix or a class "
+        "left out",
+        f"1 folder (empty) of {root} without a video left out: no class",
+        "Class names are read as words: BlueBar → Blue Bar, red_star → red star.",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_videos(root, "train", cache_dir=cache)
+
+
+def test_a_split_may_lack_a_class_of_the_folders(tmp_path, clip, cache):
+    for name in ("train/run/a.mp4", "train/yoga/b.mp4", "val/run/c.mp4"):
+        clip(tmp_path / "split" / name)
+    with pytest.warns(UserWarning, match=r"1 class \(yoga\) without a clip in split val"):
+        both = load_videos(tmp_path / "split", cache_dir=cache)
+    assert both["train"]["label"][:] == [0, 1] and both["val"]["label"][:] == [0]
+
+
+@pytest.mark.parametrize(("written", "read"), [("red_star_growing", "red star growing"), ("GreenBar", "Green Bar")])
+def test_names_in_lists_and_folders_become_the_same_words(own, clip, cache, written, read):
+    (own / "names.csv").write_text(f"path,label\nown/yoga/a.mp4,{written}\n")
+    clip(own / "folder" / written / "a.mp4")
+    for source in (own / "names.csv", own / "folder"):
+        config = video_builder(source, cache_dir=cache).config
+        assert config.label_set.classes == (read,) and config.renamed == {written: read}
 
 
 def test_unknown_source(tmp_path, cache):

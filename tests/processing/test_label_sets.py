@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+
 from modeling_mote.processing.label_sets import LABEL_SETS, LabelSet, load_label_set, read_label_file
 
 SHARED_FILES = {
@@ -69,9 +70,42 @@ def test_every_name_survives_the_spellings_of_folders(name):
         assert [label_set.index(spell(class_name)) for class_name in label_set.classes] == list(range(len(label_set)))
 
 
-def test_renamed_says_where_raw_names_differ():
-    renamed = load_label_set("ucf101").renamed(["ApplyEyeMakeup", "Archery", "YoYo", "TaiChi"])
-    assert renamed == {"ApplyEyeMakeup": "Apply Eye Makeup", "TaiChi": "Tai Chi"}
+def test_names_of_folders_become_words_and_are_recorded():
+    label_set = LabelSet.from_names("mine", ["GreenBarGrowing", "red_star_growing", "blue bar", "yoga"])
+    assert label_set.classes == ("Green Bar Growing", "red star growing", "blue bar", "yoga")
+    assert label_set.renamed == {
+        "GreenBarGrowing": "Green Bar Growing",
+        "red_star_growing": "red star growing",
+    }
+    assert [label_set.index(name) for name in ("GreenBarGrowing", "red_star_growing", "blue_bar")] == [0, 1, 2]
+    assert LabelSet.from_names("mine", ["C++", "C#"]).index("C#") == 1
+
+
+@pytest.mark.parametrize("names", [("red_star", "red star"), ("RedStar", "red_star")])
+def test_two_names_of_one_class_are_refused(names):
+    with pytest.raises(ValueError, match=f"'{names[0]}' and '{names[1]}' are both the class 'red star'"):
+        LabelSet.from_names("mine", names)
+
+
+def test_official_names_are_never_changed():
+    assert "YoYo" in load_label_set("ucf101").classes and not load_label_set("ucf101").renamed
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content"), [("mine.txt", "YoYo\nbrush_hair\n"), ("mine.csv", "name\nYoYo\nbrush_hair")]
+)
+def test_names_in_a_label_file_become_words(tmp_path, file_name, content):
+    (tmp_path / file_name).write_text(content)
+    label_set = read_label_file(tmp_path / file_name)
+    assert label_set.classes == ("Yo Yo", "brush hair")
+    assert label_set.renamed == {"YoYo": "Yo Yo", "brush_hair": "brush hair"}
+
+
+@pytest.mark.parametrize("name", ["red\nstar", "red\tstar", "red\x00star", "x" * 1001, " ", ""])
+def test_names_that_can_be_no_class(name):
+    with pytest.raises(ValueError, match="Label set mine: label 2 of 2") as raised:
+        LabelSet("mine", ("yoga", name))
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 200
 
 
 def test_classes_of_one_raw_key_need_their_exact_names():
@@ -104,14 +138,14 @@ def test_read_label_file(tmp_path, file_name, text):
 @pytest.mark.parametrize(
     ("file_name", "content", "message"),
     [
-        ("empty.txt", b"\n \n", "empty.txt names no class"),
-        ("empty.csv", b"", "empty.csv names no class"),
-        ("header.csv", b"id,name\n", "header.csv names no class"),
-        ("twice.txt", b"yoga\nrun\nYoga\n", "twice.txt: .*'yoga' more than once"),
-        ("column.csv", b"id,label\n0,run\n", "column.csv has no column `name`"),
+        ("empty.txt", b"\n \n", "empty.txt: it names no class"),
+        ("empty.csv", b"", "empty.csv: it names no class"),
+        ("header.csv", b"id,name\n", "header.csv: it names no class"),
+        ("twice.txt", b"yoga\nrun\nYoga\n", "twice.txt: labels 'yoga' and 'Yoga' are one"),
+        ("column.csv", b"id,label\n0,run\n", "column.csv: it has no column `name`"),
         ("order.csv", b"id,name\n1,run\n0,walk\n", "order.csv: the column `id` must count"),
-        ("blank.csv", b"id,name\n0,run\n1,\n", "blank.csv: .*empty class name"),
-        ("latin.txt", "café".encode("latin-1"), "latin.txt is not UTF-8"),
+        ("blank.csv", b"id,name\n0,run\n1,\n", "blank.csv: label 2 of 2 is empty"),
+        ("latin.txt", "café".encode("latin-1"), "latin.txt: it is not UTF-8"),
     ],
 )
 def test_bad_label_files_get_one_sentence(tmp_path, file_name, content, message):
