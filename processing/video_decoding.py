@@ -29,6 +29,7 @@ from .h264_packets import H264Packets
 
 VideoSource = str | os.PathLike[str] | bytes | BinaryIO
 FrameChoice = Sequence[int] | np.ndarray | Callable[[VideoMetadata], Sequence[int] | np.ndarray]
+Finish = Callable[[np.ndarray, float], Any]  # what becomes of a frame [h, w, 3] whose pixels have this width / height
 
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
 
@@ -55,7 +56,8 @@ def decode_video(
     strict: bool = False,
     start: float | None = None,
     end: float | None = None,
-) -> tuple[np.ndarray, VideoMetadata]:
+    finish: Finish | None = None,
+) -> tuple[Any, VideoMetadata]:
     """Decode the wanted frames of one video.
 
     The frames are those that a sequential PyAV decode of the best video stream gives at the same indices, turned
@@ -75,11 +77,13 @@ def decode_video(
         start: Where the clip starts in a longer file, in seconds; frames before it are not counted, and in an MP4 file
             not decoded but for the last seconds, so damage there goes unseen.
         end: Where the clip ends, in seconds; frames at and after it are not counted.
+        finish: Called with every wanted frame as it comes, uint8 [h, w, 3], and the width of its pixels over their
+            height, as the file says it is shown: what it gives is kept, so that no frame is held at full size.
 
     Returns:
-        The frames, uint8 [t, h, w, 3], RGB, and their metadata: `total_num_frames` is n, `duration` n / fps in
-        seconds, `height` and `width` those of the upright frames, `video_backend` the library that decoded,
-        `frames_indices` the t indices.
+        The frames, uint8 [t, h, w, 3], RGB, or the list of what `finish` gave; and their metadata:
+        `total_num_frames` is n, `duration` n / fps in seconds, `height` and `width` those of the upright frames,
+        `video_backend` the library that decoded, `frames_indices` the t indices.
 
     Raises:
         VideoDecodeError: If nothing can be decoded, or the file breaks off and `strict` is set.
@@ -104,19 +108,21 @@ def decode_video(
             wanted = _in_range(source, indices, scan.num_frames)
             with suppress(Exception):  # whatever the library makes of a damaged file, PyAV says how far it goes
                 images = _SEEKERS[backend](source.rewound(), wanted, scan.num_frames)
+                if finish is not None:
+                    images = [finish(image, scan.pixel_aspect) for image in images]
                 return images, scan.metadata(backend, wanted)
 
     if sample is not None and not strict:
-        partly = _decode_needed(source, clip, sample)
+        partly = _decode_needed(source, clip, sample, finish)
         if partly is not None:
             return partly
     if choose is not None:
-        indices, found = _decode_sampled(source, clip, choose)
+        indices, found = _decode_sampled(source, clip, choose, finish)
     else:
-        found = _decode(source, clip, indices)
+        found = _decode(source, clip, indices, finish)
     _report(source, found, strict)
     wanted = _in_range(source, indices, found.num_frames)
-    return np.stack([found.images[index] for index in wanted.tolist()]), found.metadata("pyav", wanted)
+    return found.pictures(wanted, finish), found.metadata("pyav", wanted)
 
 
 def probe_video(video: VideoSource, strict: bool = False) -> VideoMetadata:
@@ -258,7 +264,12 @@ class _Pass:
     width: int | None = None
     seekable: bool = False  # whether decoders that seek give the same frames
     breakage: str | None = None  # why the file is not whole, if it is not
-    images: dict[int, np.ndarray] = field(default_factory=dict)  # the wanted frames, uint8 [h, w, 3]
+    pixel_aspect: float = 1.0  # width / height of a pixel, upright
+    images: dict[int, Any] = field(default_factory=dict)  # the wanted frames, uint8 [h, w, 3], or finished
+
+    def pictures(self, wanted: np.ndarray, finish: Finish | None) -> Any:
+        images = [self.images[index] for index in wanted.tolist()]
+        return np.stack(images) if finish is None else images
 
     def metadata(self, backend: str, indices: np.ndarray | None = None) -> VideoMetadata:
         return VideoMetadata(
@@ -272,7 +283,7 @@ class _Pass:
         )
 
 
-def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None) -> _Pass:
+def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None, finish: Finish | None = None) -> _Pass:
     """Decode in order up to the first error, keeping the wanted frames of the clip (None: all of them)."""
     found, keep = _Pass(), None if wanted is None else frozenset(wanted.tolist())
     picture: _Picture | None = None
@@ -284,7 +295,7 @@ def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None) -> _Pass:
             _skip_towards(clip.start or 0.0, container)
             for frame in _frames(container, stream, inventory):
                 if picture is None:
-                    picture = _Picture(frame)
+                    picture = _Picture(frame, stream.sample_aspect_ratio)
                     found.height, found.width = picture.height, picture.width
                 seconds = clock.tick(frame) if clip else 0.0
                 if clip.is_over(seconds):
@@ -292,7 +303,7 @@ def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None) -> _Pass:
                 if seconds not in clip:
                     continue
                 if keep is None or found.num_frames in keep:
-                    found.images[found.num_frames] = picture.rgb(frame)
+                    found.images[found.num_frames] = picture.finished(frame, finish)
                 found.num_frames += 1
             else:
                 found.breakage = inventory.shortage()
@@ -308,7 +319,9 @@ def _decode(source: _Source, clip: _Clip, wanted: np.ndarray | None) -> _Pass:
     return found
 
 
-def _decode_needed(source: _Source, clip: _Clip, sample: FrameChoice) -> tuple[np.ndarray, VideoMetadata] | None:
+def _decode_needed(
+    source: _Source, clip: _Clip, sample: FrameChoice, finish: Finish | None
+) -> tuple[Any, VideoMetadata] | None:
     """Decode only what the wanted frames need; None wherever that may differ from decoding in order."""
     with source.open() as (container, stream), suppress(av.FFmpegError):
         if stream.codec_context.name != "h264" or container.format.name not in PACKED_H264:
@@ -332,9 +345,9 @@ def _decode_needed(source: _Source, clip: _Clip, sample: FrameChoice) -> tuple[n
         for frame in _decode_runs(container, stream, packets, runs):
             decoded += not frame.is_corrupt
             if frame.pts in indices:
-                found.images[indices[frame.pts]] = picture.rgb(frame)
+                found.images[indices[frame.pts]] = picture.finished(frame, finish)
         if decoded == sum(map(len, runs)) and len(found.images) == len(indices):
-            return np.stack([found.images[i] for i in wanted.tolist()]), found.metadata("pyav", wanted)
+            return found.pictures(wanted, finish), found.metadata("pyav", wanted)
     return None
 
 
@@ -361,7 +374,7 @@ def _list_pictures(
             first = stream.codec_context.decode(packet) + stream.codec_context.decode(None)
             if not first:
                 return None
-            picture = _Picture(first[0])
+            picture = _Picture(first[0], stream.sample_aspect_ratio)
     else:
         if inventory.shortage() or (stream.frames > len(inside) and not clip):
             return None
@@ -390,7 +403,9 @@ def _decode_runs(
         stream.codec_context.flush_buffers()
 
 
-def _decode_sampled(source: _Source, clip: _Clip, choose: Callable[[VideoMetadata], Any]) -> tuple[np.ndarray, _Pass]:
+def _decode_sampled(
+    source: _Source, clip: _Clip, choose: Callable[[VideoMetadata], Any], finish: Finish | None
+) -> tuple[np.ndarray, _Pass]:
     """Choose by the number of packets and decode; where the decoder gives another number, choose and decode again."""
     scan = _scan(source, clip)
     refusal: Exception | None = None
@@ -398,10 +413,10 @@ def _decode_sampled(source: _Source, clip: _Clip, choose: Callable[[VideoMetadat
         indices = _as_indices(choose(scan.metadata("pyav")))
     except Exception as error:  # raised below, unless the number that it refuses was wrong
         refusal, indices = error, np.empty(0, np.int64)
-    found = _decode(source, clip, indices)
+    found = _decode(source, clip, indices, finish)
     if found.num_frames != scan.num_frames:
         indices = _as_indices(choose(found.metadata("pyav")))
-        found = _decode(source, clip, indices)
+        found = _decode(source, clip, indices, finish)
     elif refusal is not None:
         raise refusal
     return indices, found
@@ -428,7 +443,8 @@ def _scan(source: _Source, clip: _Clip) -> _Pass:
         except av.FFmpegError:
             whole = False  # decoding will say why
         if first is not None:
-            picture = _Picture(first)
+            picture = _Picture(first, stream.sample_aspect_ratio)
+            found.pixel_aspect = picture.pixel_aspect
             found.height, found.width = picture.height, picture.width
             found.seekable = (
                 whole
@@ -533,7 +549,7 @@ class _Inventory:
 class _Picture:
     """How a video's frames become upright RGB images of one size, read from its first frame."""
 
-    def __init__(self, first: av.VideoFrame) -> None:
+    def __init__(self, first: av.VideoFrame, sample_aspect_ratio: Fraction | None = None) -> None:
         self._stored = first.width, first.height
         self._converter = VideoReformatter()
         # From a thumbnail: PyAV's side data and frame hold each other until a garbage collection, and a frame that is
@@ -546,6 +562,13 @@ class _Picture:
         self._flip_x, self._flip_y = (c < 0, b < 0) if self._lies else (a < 0, d < 0)
         self.is_upright = not (self._lies or self._flip_x or self._flip_y)
         self.height, self.width = self._stored if self._lies else self._stored[::-1]
+        aspect = float(sample_aspect_ratio or 1)  # unknown is 0 or None
+        self.pixel_aspect = 1 / aspect if self._lies else aspect
+
+    def finished(self, frame: av.VideoFrame, finish: Finish | None) -> Any:
+        """The upright image, or what is to become of it."""
+        image = self.rgb(frame)
+        return image if finish is None else finish(image, self.pixel_aspect)
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """The upright image, uint8 [h, w, 3]; a frame of another size than the first is scaled to it."""
