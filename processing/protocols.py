@@ -16,9 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .metrics.accuracy import topk_accuracy
+
 
 def score_views(cosines: torch.Tensor) -> torch.Tensor:
-    """Score a video from its views as the authors' test scripts do: softmax a view, mean, softmax.
+    """Score a video from its views as the authors' test scripts do: softmax per view, mean, softmax.
 
     The cosines are not scaled by the logit scale, so the scores of c classes lie close to 1 / c: they rank the
     classes and are no probabilities to show to anybody.
@@ -31,7 +33,7 @@ def score_views(cosines: torch.Tensor) -> torch.Tensor:
         different scores to one.
 
     Raises:
-        ValueError: if `cosines` has not three dimensions, or no view or class.
+        ValueError: if `cosines` does not have three dimensions, or has no view or no class.
 
     Shapes: b videos, v views, c classes.
     """
@@ -44,8 +46,8 @@ def score_views(cosines: torch.Tensor) -> torch.Tensor:
 def half_classes(num_classes: int, num_splits: int = 10) -> np.ndarray:
     """Draw the random halves of the classes that the half-classes protocol scores, as the authors draw them.
 
-    Half s is `permutation(c)[:c // 2]` under numpy's legacy generator seeded with s. The global generator is left
-    alone.
+    Half s is `permutation(c)[:c // 2]` of numpy's legacy generator with seed s. numpy's global generator stays as it
+    is.
 
     Args:
         num_classes: Number of classes, c, at least 2.
@@ -55,10 +57,10 @@ def half_classes(num_classes: int, num_splits: int = 10) -> np.ndarray:
         int64 array [num_splits, c // 2], class indices, ascending in each row: position = index in the half.
 
     Raises:
-        ValueError: if there are less than 2 classes or no split.
+        ValueError: if there are fewer than 2 classes or no split.
     """
     if num_classes < 2 or num_splits < 1:
-        raise ValueError(f"Half of {num_classes} classes, {num_splits} times, is nothing; give 2 classes or more.")
+        raise ValueError(f"Half of {num_classes} classes, {num_splits} times, is nothing; give at least 2 classes.")
     return np.stack(
         [
             np.unique(np.random.RandomState(seed).permutation(num_classes)[: num_classes // 2])
@@ -71,8 +73,8 @@ def half_classes_score(video_embeds: torch.Tensor, class_embeds: torch.Tensor) -
     """Score videos by the half-classes protocol's own rule: mean over views of 100 times the cosine.
 
     Args:
-        video_embeds: Features of the views, [b, v, d]: modulated once with all classes, averaged over the frames.
-            They are L2-normalised here; a row of NaN stands for a video that could not be read.
+        video_embeds: Features of the views, [b, v, d]: modulated once with all classes, averaged over the frames;
+            L2-normalised here. A row of NaN stands for a video that could not be read.
         class_embeds: Class features, [c, d], L2-normalised here.
 
     Returns:
@@ -95,7 +97,7 @@ def half_classes_score(video_embeds: torch.Tensor, class_embeds: torch.Tensor) -
 def half_classes_accuracy(
     scores: torch.Tensor | np.ndarray, labels: Sequence[int] | np.ndarray, num_splits: int = 10
 ) -> dict[str, Any]:
-    """Accuracy over random halves of the classes, each over the videos of its classes alone.
+    """Accuracy over random halves of the classes, each over the videos of its own classes alone.
 
     Args:
         scores: Scores for all classes, [n, c], from `half_classes_score`; a row with a NaN counts as wrong.
@@ -104,24 +106,20 @@ def half_classes_accuracy(
 
     Returns:
         For m in top1 and top5: `m`, the mean over halves, `m_std`, their standard deviation (`np.std`), `m_splits`,
-        one accuracy a half, `m_scored`, the mean over halves of that over the videos scored (None if a half has
+        one accuracy per half, `m_scored`, the mean over halves of that over the videos scored (None if a half has
         none), and `m_all_classes`; fractions of 1. `num_listed` and `num_scored` count the n videos.
 
     Raises:
         ValueError: if a half has no video, or scores and labels do not fit.
     """
-    from .metrics import load_metric  # evaluate takes seconds that few importers need
-
-    metric = load_metric("topk_accuracy")
     scores, labels = np.asarray(scores), np.asarray(labels)
-    whole = metric.compute(predictions=scores, references=labels, k=(1, 5))
+    whole = topk_accuracy(scores, labels)
     halves = []
     for seed, classes in enumerate(half_classes(scores.shape[1], num_splits)):
         inside = np.isin(labels, classes)
         if not inside.any():
             raise ValueError(f"None of the {len(labels)} videos is of a class in half {seed}; score more videos.")
-        references = np.searchsorted(classes, labels[inside])
-        halves.append(metric.compute(predictions=scores[inside][:, classes], references=references, k=(1, 5)))
+        halves.append(topk_accuracy(scores[inside][:, classes], np.searchsorted(classes, labels[inside])))
     result: dict[str, Any] = {}
     for name in ("top1", "top5"):
         splits = [half[name] for half in halves]
@@ -134,18 +132,8 @@ def half_classes_accuracy(
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and population standard deviation (`np.std`, as the authors' ±) of one number a split."""
+    """Return mean and population standard deviation (`np.std`, as the authors' ±) of one number per split."""
     return float(np.mean(values)), float(np.std(values))
-
-
-def harmonic_tradeoff(close_set: float, zero_shot: Sequence[float]) -> dict[str, float]:
-    """Return `hm_zs`, the harmonic mean of zero-shot accuracies, and `trade_off`, that of it and the close set's.
-
-    The metric `harmonic_tradeoff` as a function; see `modeling_mote.processing.metrics`.
-    """
-    from .metrics.harmonic_tradeoff.harmonic_tradeoff import harmonic_tradeoff as compute
-
-    return compute(close_set, zero_shot)
 
 
 @dataclass(frozen=True)
@@ -168,12 +156,12 @@ class Published:
     """A number as reported by the authors; nothing that this package has measured.
 
     Attributes:
-        backbone: `ViT-B/16` or `ViT-L/14`; None where the paper does not say.
+        backbone: `ViT-B/16` or `ViT-L/14`; None if the paper does not say.
         metric: `top1` or `top5`.
         value: Percent.
-        std: Percent, over the parts; None where the paper gives none.
-        num_frames: Frames a clip.
-        shots: Training clips a class, few-shot only.
+        std: Percent, over the parts; None if the paper gives none.
+        num_frames: Frames per clip.
+        shots: Training clips per class, few-shot only.
         source: Where it is printed.
     """
 
@@ -193,21 +181,23 @@ class Protocol:
     Attributes:
         name: What `--protocol` takes.
         task: `close-set`, `zero-shot` or `few-shot`.
-        builder: Key of `modeling_mote.processing.builders.BUILDERS`; None for the protocol on data of the user's choice.
-        parts: What is scored; empty where `builder` is None.
-        num_clips: Clips a video, in time.
-        num_crops: Crops a clip, in space. Views v = num_clips · num_crops.
-        metrics: Reported, the first one in tables; accuracies are over the clips listed, those that cannot be read
-            count as wrong.
+        builder: Key of `modeling_mote.processing.builders.BUILDERS`; None if the user chooses the data.
+        parts: What is scored; empty if `builder` is None.
+        num_clips: Clips per video, in time.
+        num_crops: Crops per clip, in space. Views v = num_clips · num_crops.
+        metrics: What is reported, the first one in tables. Accuracies are over the clips listed; a clip that can't be
+            read counts as wrong.
         score_rule: `views` is `score_views`, `half_classes` is `half_classes_score` with `half_classes_accuracy`.
-        num_frames: Frames a clip, t.
-        sampling: Mode of `modeling_mote.processing.frame_sampling.sample_indices`.
+        num_frames: Frames per clip, t.
+        sampling: Where the frames of a clip lie, see `MoTEVideoProcessorKwargs`.
         prompts: Name of a set in `modeling_mote.processing.prompts.PROMPT_SETS`.
         alpha: Image tower and logit scale are `alpha · fine-tuned + (1 - alpha) · CLIP`, as in the authors' test
             scripts.
         modulate: Whether temporal feature modulation is on.
-        aggregate: `mean_std` over the parts (or halves), or `none` where there is one part.
-        shots: Training clips a class, K, that the few-shot protocol is run with.
+        square_pixels: Whether frames whose pixels are not square are stretched until they are. The authors' scripts
+            take the frames as they are stored.
+        aggregate: `mean_std` over the parts (or halves), or `none` if there is one part.
+        shots: Training clips per class, K, that the few-shot protocol is run with.
         epochs: Epochs of few-shot training, each as long as the full list.
         published: The authors' numbers.
     """
@@ -221,10 +211,11 @@ class Protocol:
     metrics: tuple[str, ...] = ("top1",)
     score_rule: Literal["views", "half_classes"] = "views"
     num_frames: int = 8
-    sampling: str = "test_uniform"
+    sampling: str = "uniform"
     prompts: str = "mote_28"
     alpha: float = 0.99
     modulate: bool = True
+    square_pixels: bool = False
     aggregate: Literal["none", "mean_std"] = "none"
     shots: tuple[int, ...] = ()
     epochs: int | None = None
@@ -232,7 +223,7 @@ class Protocol:
 
     @property
     def num_views(self) -> int:
-        """Views a video, v."""
+        """Views per video, v."""
         return self.num_clips * self.num_crops
 
     @property

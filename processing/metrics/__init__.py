@@ -1,28 +1,35 @@
-"""Metrics as `evaluate` modules that need no network: `evaluate.load("<folder>/topk_accuracy")` or these classes."""
+"""Metrics: plain functions in `accuracy` and `retrieval`, and modules of the `evaluate` library that wrap them.
 
-import evaluate
+The modules need no network: `evaluate.load("<this folder>/topk_accuracy")`, or `load_metric("topk_accuracy")`. Only
+they import that library: it takes seconds, and any file of its name beside a script hides it.
+"""
 
-from .harmonic_tradeoff.harmonic_tradeoff import HarmonicTradeoff
-from .mean_per_class_accuracy.mean_per_class_accuracy import MeanPerClassAccuracy
-from .retrieval_recall.retrieval_recall import RetrievalRecall
-from .topk_accuracy.topk_accuracy import TopKAccuracy
+from typing import TYPE_CHECKING, Any
 
-METRICS: dict[str, type[evaluate.Metric]] = {
-    "topk_accuracy": TopKAccuracy,
-    "mean_per_class_accuracy": MeanPerClassAccuracy,
-    "harmonic_tradeoff": HarmonicTradeoff,
-    "retrieval_recall": RetrievalRecall,
-}
+from ..lazy import lazy_names
 
-__all__ = ["METRICS", "HarmonicTradeoff", "MeanPerClassAccuracy", "RetrievalRecall", "TopKAccuracy", "load_metric"]
+if TYPE_CHECKING:
+    from .harmonic_tradeoff.harmonic_tradeoff import HarmonicTradeoff
+    from .mean_per_class_accuracy.mean_per_class_accuracy import MeanPerClassAccuracy
+    from .retrieval_recall.retrieval_recall import RetrievalRecall
+    from .topk_accuracy.topk_accuracy import TopKAccuracy
+
+METRICS = {
+    "topk_accuracy": "TopKAccuracy",
+    "mean_per_class_accuracy": "MeanPerClassAccuracy",
+    "harmonic_tradeoff": "HarmonicTradeoff",
+    "retrieval_recall": "RetrievalRecall",
+}  # name → class
+
+__getattr__ = lazy_names(__name__, {class_name: f"{name}.{name}" for name, class_name in METRICS.items()})
 
 
-def load_metric(name: str, **kwargs) -> evaluate.Metric:
-    """Return a metric of this package by its name; within one process it writes no cache files.
+def load_metric(name: str, **kwargs: Any) -> Any:
+    """A metric of this package as an `evaluate.Metric`; within one process it writes no cache files.
 
     Args:
-        name: One of `METRICS`.
-        **kwargs: Passed to `evaluate.Metric`, for example `num_process`, `process_id` and `experiment_id`.
+        name: one of `METRICS`.
+        **kwargs: passed to `evaluate.Metric`, for example `num_process`, `process_id` and `experiment_id`.
 
     Raises:
         ValueError: if there is no such metric.
@@ -30,4 +37,7 @@ def load_metric(name: str, **kwargs) -> evaluate.Metric:
     if name not in METRICS:
         raise ValueError(f"Unknown metric {name!r}; choose one of {', '.join(METRICS)}.")
     kwargs.setdefault("keep_in_memory", kwargs.get("num_process", 1) == 1)
-    return METRICS[name](**kwargs)
+    return __getattr__(METRICS[name])(**kwargs)
+
+
+__all__ = ["METRICS", "HarmonicTradeoff", "MeanPerClassAccuracy", "RetrievalRecall", "TopKAccuracy", "load_metric"]

@@ -1,0 +1,252 @@
+"""Results of an evaluation: what they are called, where they lie, and how they are written and read.
+
+A result is what `result.json` holds. It is called by its protocol and by whatever differs from it, wherever its number
+goes: the table that is printed, a folder, a model card.
+"""
+
+import csv
+import io
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCard
+from matplotlib.figure import Figure
+
+from .processing.files import write_whole
+from .processing.label_sets import LabelSet
+from .processing.metrics.accuracy import per_class_accuracy
+from .processing.protocols import get_protocol
+
+RESULT_FILE = "result.json"
+LABELS_DRAWN = 110  # more class names than that can't be read in the confusion picture
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+def full_name(result: Mapping[str, Any]) -> str:
+    """The name of a result: its protocol, and what differs from it."""
+    return ", ".join([result["protocol"], *(f"{key}={value}" for key, value in result["deviations"].items())])
+
+
+def named_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Results by a name of their own: those of one protocol on several lists of clips are told apart by the list.
+
+    Raises:
+        ValueError: if one was given twice.
+    """
+    names = [full_name(result) for result in results]
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, result in zip(names, results, strict=True):
+        name += f", list {list_of(result)[:8]}" if names.count(name) > 1 else ""
+        if name in found:
+            raise ValueError(f"The results hold {name} twice: keep one.")
+        found[name] = result
+    return found
+
+
+def list_of(result: Mapping[str, Any]) -> str:
+    """SHA-256 of the first list of clips that was scored."""
+    return result["parts"][0]["list_sha256"]
+
+
+def file_name(name: str) -> str:
+    """A name as a file or folder may be called."""
+    return re.sub(r"[^a-z0-9.-]+", "_", name.lower()).strip("_.")[:150]
+
+
+def checkpoint_name(model: str) -> str:
+    """What a checkpoint is called: the last part of its path or Hub id; of `runs/mine/model`, the last two."""
+    parts = [part for part in Path(model).absolute().parts if part not in ("/", "..")]
+    generic = len(parts) > 1 and parts[-1] in ("model", "best")
+    return "-".join(parts[-2:] if generic else parts[-1:])
+
+
+def result_folder(protocol: str, deviations: Mapping[str, Any], model: str, sha256: str, list_sha256: str) -> Path:
+    """Where a result goes if nobody says: `results/PROTOCOL/CHECKPOINT-FINGERPRINT`, and then what else sets it apart.
+
+    Args:
+        protocol: name of the protocol.
+        deviations: what differs from it.
+        model: folder or Hub id of the checkpoint.
+        sha256: of its weights.
+        list_sha256: of the list of clips, if the protocol is on data of the user's choice, else empty.
+    """
+    others = [f"{key}_{value}" for key, value in deviations.items()]
+    others += [f"list_{list_sha256[:8]}"] if list_sha256 else []
+    name = "-".join([checkpoint_name(model), sha256[:8], *others])
+    return Path("results") / protocol / file_name(name)
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A markdown table of results by their names: no number without its protocol, N scored of N listed, and views."""
+    header = ["protocol", "scored of listed", "views (clips x crops)", "frames", "alpha", "modulation"]
+    header += ["top-1 %", "top-1 % of those scored", "top-5 %"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for name, result in results.items():
+        scored = [part["top1_scored"] for part in result["parts"] if part.get("top1_scored") is not None]
+        cells = [name, f"{result['num_scored']} of {result['num_listed']}", result["views"], result["num_frames"]]
+        cells += [result["alpha"], "on" if result["modulation"] else "off", percent(result.get("top1"))]
+        cells += [percent({"mean": float(np.mean(scored))} if scored else None), percent(result.get("top5"))]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def percent(accuracy: Mapping[str, float | None] | None) -> str:
+    """An accuracy as tables write it: `83.4 ± 0.7`; `-` for none."""
+    if accuracy is None or accuracy["mean"] is None:
+        return "-"
+    std = accuracy.get("std")
+    return f"{100 * accuracy['mean']:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+# --------------------------------------------------------------------------------------------------------------- cards
+
+
+def index_entries(name: str, result: Mapping[str, Any]) -> list[EvalResult]:
+    """A result as a card's `model-index` holds it, an entry per metric."""
+    protocol = get_protocol(result["protocol"])
+    return [
+        EvalResult(
+            task_type="video-classification",
+            dataset_type=protocol.builder or "custom",
+            dataset_name=name,
+            dataset_config=name,  # by which the Hub tells one result from another
+            metric_type="accuracy",
+            metric_name=f"{metric}, {result['views']} views, {result['num_scored']} of {result['num_listed']} scored",
+            metric_value=round(100 * result[metric]["mean"], 2),
+        )
+        for metric in protocol.metrics
+    ]
+
+
+def add_to_card(card: ModelCard, results: Mapping[str, Mapping[str, Any]], model_name: str) -> None:
+    """Put results into a card's `model-index`, in place of older ones of the same names.
+
+    Args:
+        card: changed in place.
+        results: by their names.
+        model_name: of the checkpoint, if the card has none.
+    """
+    data: Any = card.data
+    kept = [entry for entry in data.eval_results or [] if entry.dataset_name not in results]
+    data.model_name = data.model_name or model_name
+    data.eval_results = kept + [entry for name, result in results.items() for entry in index_entries(name, result)]
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a `result.json`.
+
+    Args:
+        path: the file, or the folder that `mote evaluate` wrote.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is something else.
+    """
+    path = path / RESULT_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such result.")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        results_table({full_name(result): result}), index_entries(full_name(result), result), list_of(result)
+        result["checkpoint_sha256"], result["checkpoint"]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path} is no result of `mote evaluate`.") from error
+    return result
+
+
+def write_result(
+    folder: Path,
+    result: Mapping[str, Any],
+    scored: Sequence[tuple[LabelSet, np.ndarray, np.ndarray]],
+    bad_videos: Sequence[tuple[str, str, str]],
+) -> None:
+    """Write `result.json`, and then the files that show it.
+
+    Args:
+        folder: where to write `result.json`, `per_class.csv`, `bad_videos.csv`, `confusion.png` (of the first part).
+        result: the result.
+        scored: for each part the classes, scores [n, c] and true classes [n]; a row with a NaN could not be read.
+        bad_videos: (part, video, reason).
+
+    Raises:
+        OSError: if a file can't be written; those written before it are whole.
+
+    Shapes: n clips, c classes.
+    """
+    write_whole(folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+    rows: list[tuple[Any, ...]] = [("part", "class", "listed", "right", "accuracy")]
+    for part, (label_set, scores, labels) in zip(result["parts"], scored, strict=True):
+        measured = per_class_accuracy(scores, labels)
+        counts, accuracies = measured["per_class_count"], measured["per_class_accuracy"]
+        for name, count, accuracy in zip(label_set.classes, counts, accuracies, strict=True):
+            right = None if accuracy is None else round(accuracy * count)
+            rows.append((part["config"] or "", name, count, right, accuracy))
+    write_whole(folder / "per_class.csv", csv_text(rows))
+    write_whole(folder / "bad_videos.csv", csv_text([("part", "video", "reason"), *bad_videos]))
+    write_whole(folder / "confusion.png", confusion_picture(result["protocol"], *scored[0]))
+
+
+def csv_text(rows: Sequence[tuple[Any, ...]]) -> str:
+    """Rows as CSV."""
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows(rows)
+    return table.getvalue()
+
+
+def confusion_picture(title: str, label_set: LabelSet, scores: np.ndarray, labels: np.ndarray) -> bytes:
+    """What was taken for what, as a PNG: a row per true class, a column per class of highest score.
+
+    Args:
+        title: what was scored.
+        label_set: the c classes.
+        scores: [n, c]; rows with a NaN are left out.
+        labels: true classes, [n].
+    """
+    read = ~np.isnan(scores).any(axis=1)
+    confusion = np.zeros((len(label_set), len(label_set)))
+    np.add.at(confusion, (labels[read], scores[read].argmax(axis=1)), 1)
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    side = min(20.0, 4 + 0.15 * len(label_set))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    shown = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    # Names are text, whatever is in them: `$` would begin a formula.
+    axes.set_title(f"{title}, {label_set.name}, {int(read.sum())} videos", parse_math=False)
+    axes.set(xlabel="class of highest score", ylabel="true class")
+    if len(label_set) <= LABELS_DRAWN:
+        ticks = range(len(label_set))
+        axes.set_xticks(ticks, label_set.classes, rotation=90, fontsize=5, parse_math=False)
+        axes.set_yticks(ticks, label_set.classes, fontsize=5, parse_math=False)
+    figure.colorbar(shown, shrink=0.5, label="share of the true class")
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font lacks
+        figure.savefig(picture, format="png", dpi=150)
+    return picture.getvalue()
+
+
+__all__ = [
+    "add_to_card",
+    "checkpoint_name",
+    "file_name",
+    "full_name",
+    "index_entries",
+    "named_results",
+    "read_result",
+    "result_folder",
+    "results_table",
+    "write_result",
+]
