@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from .augmentation import augment_clip, clip_seed
-from .frame_sampling import sample_indices
-from .video_decoding import VideoDecodeError, decode_video
-from .video_processing_mote import MoTEVideoProcessor, open_encoded
+from .video_processing_mote import MoTEVideoProcessor
 
 
 def list_clips(rows: Any) -> list[tuple[str | None, int, float | None, float | None]]:
@@ -42,15 +41,22 @@ class VideoClips(Dataset):
     it) and `pixel_values_videos`, uint8 [t, 3, h, w] or, for several views, [v, t, 3, h, w]; or, for a file that
     cannot be read, `error` in place of the last two. `inputs` normalises the bytes on the model's device.
 
+    Videos are read by the processor, with its own options for all that is not passed here.
+
     Args:
         rows: a split with the columns `video` (undecoded), `label`, and maybe `start` and `end` in seconds.
-        video_processor: resizes, crops and normalises.
-        num_frames: frames a clip, t.
-        sampling: mode of [`sample_indices`].
+        video_processor: decodes, samples, resizes, crops and normalises.
+        num_frames: frames per clip, t.
+        sampling: where they lie, see [`MoTEVideoProcessorKwargs`].
         num_clips, num_crops: views of a video, v = num_clips · num_crops, the crops of one clip side by side.
-        transform: random transform of a clip's frames, see [`train_transform`], instead of resize and crop.
-        labels: dataset's label → class index, where they differ.
+        transform: random transform of a frame, see [`train_transform`], instead of resize and crop; drawn once for all
+            frames of a clip.
+        labels: dataset's label → class index, if they differ.
         seed: of frames and transforms.
+        square_pixels: whether pixels that are not square are corrected.
+
+    Raises:
+        ValueError: for options that the processor refuses.
     """
 
     input_name = "pixel_values_videos"
@@ -59,17 +65,26 @@ class VideoClips(Dataset):
         self,
         rows: Any,
         video_processor: MoTEVideoProcessor,
-        num_frames: int,
-        sampling: str = "uniform",
-        num_clips: int = 1,
-        num_crops: int = 1,
+        num_frames: int | None = None,
+        sampling: str | None = None,
+        num_clips: int | None = None,
+        num_crops: int | None = None,
         transform: v2.Transform | None = None,
         labels: Mapping[int, int] | None = None,
         seed: int = 0,
+        square_pixels: bool | None = None,
     ):
-        self.rows, self.video_processor, self.num_frames, self.sampling = rows, video_processor, num_frames, sampling
-        self.num_clips, self.num_crops, self.transform, self.seed = num_clips, num_crops, transform, seed
-        self.labels = labels
+        self.rows, self.video_processor, self.labels = rows, video_processor, labels
+        self.transform, self.seed = transform, seed
+        self.options = video_processor.reading_options(
+            num_frames=num_frames,
+            sampling=sampling,
+            num_clips=num_clips,
+            num_crops=1 if transform is not None and num_crops is None else num_crops,
+            square_pixels=square_pixels,
+        )
+        if transform is not None and self.options["num_crops"] > 1:
+            raise ValueError("num_crops is 3 but a transform takes the place of the crops: pass num_crops=1")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,7 +92,8 @@ class VideoClips(Dataset):
     def name(self, index: int) -> str:
         """What messages call a clip: its place in the dataset, or its path."""
         row = self.rows[index]
-        return row.get("path") or row["video"].get("path") or f"clip {index}"
+        path = row.get("path") or (row["video"].get("path") if isinstance(row["video"], Mapping) else None)
+        return path or f"clip {index}"
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -85,8 +101,10 @@ class VideoClips(Dataset):
         label = row["label"] if self.labels is None else self.labels[row["label"]]
         try:
             pixels, decoder = self.read(row, clip_seed(self.seed, epoch, index), self.name(index))
-        except (VideoDecodeError, OSError) as error:
-            return {"index": index, "label": label, "error": str(error)}
+        except Exception as error:  # whatever escapes a reader is that file's error, and no end of the run
+            known = isinstance(error, (ValueError, OSError))
+            message = str(error) if known else f"{self.name(index)}: {type(error).__name__}: {error}"
+            return {"index": index, "label": label, "error": message}
         return {"index": index, "label": label, "decoder": decoder, self.input_name: pixels}
 
     def inputs(self, batch: Mapping[str, Any], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
@@ -98,31 +116,18 @@ class VideoClips(Dataset):
         """Pixels of one row, uint8 [t, 3, h, w] or [v, t, 3, h, w], and the library that decoded it.
 
         Raises:
-            VideoDecodeError: if the file cannot be decoded.
+            ValueError: if the file cannot be decoded (a `VideoDecodeError`), or is shorter than the processor allows.
             FileNotFoundError: if there is none.
         """
-
-        def choose(metadata: Any) -> np.ndarray:
-            generator = np.random.default_rng(seed)
-            return sample_indices(metadata.total_num_frames, self.num_frames, self.sampling, self.num_clips, generator)
-
-        video, _ = open_encoded(row["video"], name)
-        frames, metadata = decode_video(
-            video,
-            choose,
-            backend=self.video_processor.video_backend,
-            strict=self.video_processor.strict,
+        views, metadata = self.video_processor.read(
+            row["video"],
+            name,
+            options=self.options,
             start=row.get("start"),
             end=row.get("end"),
+            transform=None if self.transform is None else partial(augment_clip, transform=self.transform, seed=seed),
+            generator=np.random.default_rng(seed),
         )
-        clips = list(torch.from_numpy(frames).permute(0, 3, 1, 2).unflatten(0, (self.num_clips, self.num_frames)))
-        options: dict[str, Any] = {"do_sample_frames": False, "return_tensors": "pt", "num_crops": self.num_crops}
-        options |= {"do_rescale": False, "do_normalize": False}
-        if self.transform is not None:
-            clips = [augment_clip(clip, self.transform, seed) for clip in clips]
-            options |= {"do_resize": False, "do_center_crop": False}
-        pixels = self.video_processor(clips, **options)["pixel_values_videos"]  # [clips, (crops), t, 3, h, w]
-        views = pixels.flatten(0, -5)
         return views[0] if len(views) == 1 else views, metadata.video_backend
 
 

@@ -23,9 +23,11 @@ from transformers.video_utils import VideoMetadata
 
 from .pipeline_mote import ZeroShotVideoClassificationPipeline
 from .video_decoding import VideoDecodeError, _Clock, _frames, _Inventory, _Pass, _Picture, _reason, _report, _Source
-from .video_processing_mote import OWN_KWARGS, open_encoded
+from .video_inputs import open_encoded
+from .video_processing_mote import READING_OPTIONS
 
-OPTIONS = ("prompts", "num_frames", "num_clips", "num_crops", "sampling", "short_video", "strict")
+# A window has a fixed number of frames, and PyAV reads it in order.
+OPTIONS = ("prompts", *(name for name in READING_OPTIONS if name not in ("fps", "video_backend")))
 THUMBNAIL_SIDE = 128  # pixels, the longer one
 THUMBNAILS = 8  # in a timeline
 LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")  # each for ten labels
@@ -126,7 +128,7 @@ def _classify(
 
 
 def _windows(
-    source: _Source, window: float, stride: float, resize: Callable[[np.ndarray], torch.Tensor], strict: bool
+    source: _Source, window: float, stride: float, resize: Callable[[np.ndarray, float], torch.Tensor], strict: bool
 ) -> Iterator[_Window]:
     """Every window with all of its frames, as soon as it is complete."""
     found, last = _Pass(), 0.0
@@ -138,7 +140,7 @@ def _windows(
         clock, inventory = _Clock(container, stream), _Inventory(container, stream)
         try:
             for frame in _frames(container, stream, inventory):
-                picture = picture or _Picture(frame)
+                picture = picture or _Picture(frame, stream.sample_aspect_ratio)
                 seconds = clock.tick(frame)
                 while seconds >= end:
                     if frames := [each for each in held if start <= each.seconds < end]:
@@ -149,7 +151,7 @@ def _windows(
                     while held and held[0].seconds < start:
                         held.popleft()
                 if seconds >= start:
-                    held.append(_Frame(seconds, resize(picture.rgb(frame))))
+                    held.append(_Frame(seconds, resize(picture.rgb(frame), picture.pixel_aspect)))
                 last, found.num_frames = max(last, seconds), found.num_frames + 1
             found.breakage = inventory.shortage()
         except av.FFmpegError as error:
@@ -170,21 +172,16 @@ class _Scorer:
     def __init__(self, classify: Any, processing: Mapping[str, Any], forward: Mapping[str, Any]) -> None:
         self.classify, self.forward = classify, forward
         self.processor = classify.processor.video_processor
-        options = {name: processing.get(name, getattr(self.processor, name)) for name in OWN_KWARGS}
-        self.num_frames = processing.get(
-            "num_frames", classify.processor.num_frames or classify.model.config.num_frames
-        )
-        self.processor._check_options(
-            options | {"num_frames": self.num_frames, "do_center_crop": self.processor.do_center_crop}
-        )
-        self.sampling = {name: options[name] for name in ("sampling", "num_clips", "short_video")}
-        self.num_crops, self.strict = options["num_crops"], bool(options["strict"])
+        own_frames = self.processor.frames_per_clip(classify.model.config)
+        self.num_frames = processing.get("num_frames", own_frames or classify.model.config.num_frames)
+        self.options = self.processor.reading_options(**processing | {"num_frames": self.num_frames})
+        self.sampling = {name: self.options[name] for name in ("sampling", "num_clips", "short_video")}
+        self.strict = bool(self.options["strict"])
 
-    def resize(self, image: np.ndarray) -> torch.Tensor:
+    def resize(self, image: np.ndarray, pixel_aspect: float) -> torch.Tensor:
         """A frame [h, w, 3] at the size from which the model's are cropped, uint8 [3, h, w]."""
-        as_it_is = dict.fromkeys(("do_sample_frames", "do_center_crop", "do_rescale", "do_normalize"), False)
         frame = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-        return self.processor([frame[None]], num_crops=1, **as_it_is)["pixel_values_videos"][0][0]
+        return self.processor.resize_frame(frame, pixel_aspect, options=self.options)
 
     def sample(self, frames: list[_Frame], name: str) -> list[_Frame]:
         """The frames that the model sees of all frames of a window, clip after clip, k · t."""
@@ -196,9 +193,8 @@ class _Scorer:
     def embed(self, frames: list[_Frame]) -> None:
         """Image features of the frames that have none yet."""
         images = torch.stack([frame.image for frame in frames])  # [n, 3, h, w]
-        options = {"do_sample_frames": False, "do_resize": False, "num_crops": self.num_crops}
-        pixels = self.processor([images], return_tensors="pt", **options)["pixel_values_videos"]
-        pixels = pixels.to(self.classify.device, self.classify.dtype)  # [1, (crops), n, 3, h, w]
+        crops = self.processor.crop_frame(images, options=self.options)  # [crops, n, 3, h, w]
+        pixels = self.processor.normalize_pixels(crops)[None].to(self.classify.device, self.classify.dtype)
         embeds = self.classify.model.get_frame_features(pixels, return_dict=True).pooler_output
         embeds = embeds.flatten(0, -3)  # [crops, n, d]
         for index, frame in enumerate(frames):

@@ -1,17 +1,26 @@
 """The `zero-shot-video-classification` pipeline: videos and labels in, labels with scores out."""
 
 import gc
+import multiprocessing
 import os
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from functools import partial
 from types import GeneratorType
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers.pipelines.base import Pipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+from transformers.utils import logging
 
-from .prompts import encode_classes, get_prompt_set, parse_labels
-from .video_processing_mote import is_one_video
+from .class_names import parse_labels
+from .module_state import module_state
+from .prompts import encode_classes, get_prompt_set
+from .video_inputs import is_one_video
+from .video_processing_mote import READING_OPTIONS, MoTEVideoProcessor
+
+logger = logging.get_logger(__name__)
 
 CACHED_LABEL_LISTS = 8  # [c, d] float32 each: at 700 classes and 768 dims, 2 MB
 
@@ -42,6 +51,11 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             raise ValueError(
                 "the zero-shot-video-classification pipeline needs processor=, with a video processor and a tokenizer"
             )
+        if not getattr(self.model, "temporal_layers_trained", True):
+            raise ValueError(
+                "the temporal layers of this model were never trained, so its scores would mean nothing: train it "
+                "first (mote train), or convert the authors' checkpoint (mote convert)"
+            )
         self.model.eval()  # a model in training mode would draw experts at random
         self._class_features: dict[tuple, torch.Tensor] = {}  # the most recently used last
 
@@ -50,14 +64,14 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
 
         Args:
             video: One video: a path, a URL, bytes, a `{"path", "bytes"}` dict, an array [t, h, w, c], a tensor
-                [t, c, h, w] or a list of frames. Or several: a list, a column of a `datasets.Dataset`, a torch
-                dataset, or a generator of these. `videos=` and `inputs=` are accepted too.
+                [t, c, h, w], a list of frames, or a video as `datasets` decodes it. Or several: a list, a column of
+                a `datasets.Dataset`, a torch dataset, or a generator of these. `videos=` and `inputs=` are accepted
+                too.
             candidate_labels: Names of the classes, a list or a comma-separated string, one or more.
             **kwargs: `top_k`, the number of labels returned, all by default; `prompts`, a prompt set's name
-                ("mote_28") or templates with `{}`; `num_frames`, `num_clips`, `num_crops`, `sampling`,
-                `short_video`, `video_backend` and `strict`, see `MoTEVideoProcessorKwargs`, by default as saved with
-                the processor; `batch_size` and `num_workers`, as in every pipeline. All of these, and the labels,
-                can be given when the pipeline is made.
+                ("mote_28") or templates with `{}`; `READING_OPTIONS` (`num_frames`, `num_clips`, …), see
+                `MoTEVideoProcessorKwargs`, by default as saved with the processor; `batch_size` and `num_workers`,
+                as in every pipeline. All of these, and the labels, can be given when the pipeline is made.
 
         Returns:
             A list of `{"score", "label"}`, best first, the scores over all labels summing to 1; for several videos
@@ -94,11 +108,30 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             return list(results) if isinstance(video, Sized) else results
         return super().__call__(video, **kwargs)
 
-    def get_iterator(self, inputs: Any, num_workers: int, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', after freeing what would hang the workers: PyAV objects whose threads a fork loses."""
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Any:
+        """As transformers', with workers that get the video processor alone, whichever way they are started."""
         if num_workers:
-            gc.collect()  # a forked worker that collects such an object waits for its threads for ever
-        return super().get_iterator(inputs, num_workers, *args, **kwargs)
+            gc.collect()  # a forked worker that collects a PyAV object waits for its lost threads for ever
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a fork is warned of; workers read no text
+            if not isinstance(inputs, Sized) and multiprocessing.get_start_method() != "fork":
+                logger.warning("a generator cannot be passed to another process: its videos are read in this one")
+                num_workers = 0
+        process = partial(_read_or_say_why, self.processor.video_processor, dtype=self.dtype, **self._own_frames())
+        if isinstance(inputs, Sized):
+            dataset: Any = PipelineDataset(inputs, process, preprocess_params)
+        else:
+            dataset, num_workers = PipelineIterator(inputs, process, preprocess_params), min(num_workers, 1)
+        loader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=_collate)
+        outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
+        return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
     def _sanitize_parameters(
         self,
@@ -117,23 +150,24 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             if not isinstance(top_k, int) or top_k < 1:
                 raise ValueError(f"top_k is {top_k!r}: pass a number of labels from 1 on, or None for all")
             postprocess["top_k"] = top_k
-        known = ("num_frames", "num_clips", "num_crops", "sampling", "short_video", "video_backend", "strict")
-        unknown = [name for name in processing if name not in known]
+        unknown = [name for name in processing if name not in READING_OPTIONS]
         if unknown:
-            names = ", ".join(("candidate_labels", "prompts", "top_k", *known, "batch_size", "num_workers"))
+            names = ", ".join(("candidate_labels", "prompts", "top_k", *READING_OPTIONS, "batch_size", "num_workers"))
             raise ValueError(f"unknown argument {unknown[0]!r} of the pipeline: it takes {names}")
         return {name: value for name, value in processing.items() if value is not None}, forward, postprocess
 
+    def _own_frames(self) -> dict[str, int | None]:
+        return {"own_frames": self.processor.video_processor.frames_per_clip(self.model.config)}
+
     def preprocess(self, input_: Any, **options: Any) -> dict[str, torch.Tensor]:
         """Turn one video into `pixel_values_videos` [1, t, c, h, w] or [1, v, t, c, h, w], in the model's dtype."""
-        if options.get("num_frames") is None:
-            options["num_frames"] = self.processor.num_frames or self.model.config.num_frames
-        inputs = self.processor.video_processor(input_, do_sample_frames=True, return_tensors="pt", **options)
-        return {"pixel_values_videos": inputs["pixel_values_videos"].to(self.dtype)}
+        return _read(self.processor.video_processor, input_, dtype=self.dtype, **self._own_frames(), **options)
 
     def _forward(
         self, input_tensors: dict, candidate_labels: tuple[str, ...], prompts: str | tuple[str, ...] = "mote_28"
     ) -> dict[str, torch.Tensor]:
+        if "error" in input_tensors:  # of a worker, where it would become the text of another one
+            raise input_tensors["error"]
         class_embeds = self.class_features(candidate_labels, prompts)
         outputs = self.model(**input_tensors, class_embeds=class_embeds)
         logits = outputs.logits if "logits" in outputs else outputs.logits_per_video
@@ -152,6 +186,9 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     ) -> torch.Tensor:
         """Give the features of a label list, computed at its first use and whenever the text tower has changed.
 
+        Changes of any kind count: weights edited or swapped, also through `.data`, adapters switched on, off or over,
+        another dtype or device, another tokenizer.
+
         Args:
             candidate_labels: Names of the classes, see `parse_labels`.
             prompts: Name of a prompt set or templates.
@@ -163,17 +200,15 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             ValueError: for bad labels or templates.
         """
         labels, templates = tuple(parse_labels(candidate_labels)), get_prompt_set(prompts)
-        modules = (self.model.text_model, self.model.text_projection)
-        weights = tuple(
-            (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-            for module in modules
-            for weight in module.parameters()
-        )
-        key = (labels, templates, weights)
+        # The weights are read at every call, 3 % of a video's time: nothing less sees an edit through `.data`.
+        state = module_state(self.model.text_model, self.model.text_projection)
+        if state is None:
+            return encode_classes(self.model, self.tokenizer, labels, templates)
+        key = (labels, templates, state, self.tokenizer, len(self.tokenizer), self.tokenizer.model_max_length)
         features = self._class_features.get(key)
         if features is None:
             features = encode_classes(self.model, self.tokenizer, labels, templates)
-        kept = [item for item in self._class_features.items() if item[0] != key and item[0][2] == weights]
+        kept = [item for item in self._class_features.items() if item[0] != key]
         # Replaced, never edited: threads that share the pipeline read whole dicts.
         self._class_features = dict([*kept, (key, features)][-CACHED_LABEL_LISTS:])
         return features
@@ -190,3 +225,32 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         """
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _read(
+    video_processor: MoTEVideoProcessor,
+    video: Any,
+    *,
+    dtype: torch.dtype,
+    own_frames: int | None,
+    **options: Any,
+) -> dict[str, torch.Tensor]:
+    """The model's input of one video; `own_frames` a clip unless the options say otherwise."""
+    if options.get("num_frames") is None and options.get("fps") is None:
+        options["num_frames"] = own_frames
+    inputs = video_processor(video, do_sample_frames=True, return_tensors="pt", **options)
+    return {"pixel_values_videos": inputs["pixel_values_videos"].to(dtype)}
+
+
+def _read_or_say_why(*args: Any, **options: Any) -> dict[str, Any]:
+    """As `_read`; an error travels as it is, not as the traceback that PyTorch makes of a worker's."""
+    try:
+        return _read(*args, **options)
+    except (ValueError, OSError) as error:
+        return {"error": error}
+
+
+def _collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The inputs of several videos as one, or the first of their errors."""
+    errors = [item for item in items if "error" in item]
+    return dict(errors[0]) if errors else {name: torch.cat([item[name] for item in items]) for name in items[0]}

@@ -1,19 +1,16 @@
 """Videos of any form to CLIP pixels: decode, sample frames, resize, crop and normalise."""
 
-import io
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
@@ -28,46 +25,50 @@ from transformers.video_utils import VideoMetadata, default_sample_indices_fn, m
 
 from .frame_sampling import sample_indices
 from .video_decoding import decode_video
+from .video_inputs import count_frames, flatten_videos, is_encoded, open_encoded, to_channels_first
 
 logger = logging.get_logger(__name__)
-
-CHOICES: dict[str, tuple] = {
-    "sampling": ("uniform", "dense", "val", "train"),
-    "num_crops": (1, 3),
-    "short_video": ("error", "loop"),
-    "video_backend": ("auto", "pyav", "decord", "torchcodec"),
-}
-FORMS = (
-    "a path, a URL, bytes, a {'path', 'bytes'} dict, an array [t, h, w, c], a tensor [t, c, h, w] or a list of frames"
-)
 
 
 class MoTEVideoProcessorKwargs(VideosKwargs, total=False):
     """What `MoTEVideoProcessor` takes beyond transformers' own arguments, in its constructor and at each call.
 
+    The names and their choices stand here and nowhere else: `READING_OPTIONS` and `CHOICES` are read off.
+
     Attributes:
         sampling: Where the frames of a clip lie, used with `num_frames`: "uniform" (the default) spreads them over
             the video, "dense" takes them from 128 consecutive frames, "val" starts every segment at its first frame,
             "train" draws one at random from each segment.
-        num_clips: Clips a video, each of `num_frames` frames.
+        num_clips: Clips per video, each of `num_frames` frames.
         num_crops: 1 for the centre crop, 3 for left, right and centre (top, bottom and centre share their columns).
         short_video: What to do with a video of fewer than `num_frames` frames: "error", or "loop" to repeat frames.
+        square_pixels: Whether a video with pixels that are not square (DV, DVD and broadcast files) is resized to the
+            shape in which players show it. True for new processors; those saved before this option existed do not
+            correct, nor do the authors of MoTE.
         video_backend: Decoder of files: "auto", "pyav", "decord" or "torchcodec". Not named `backend`, which
             transformers' `AutoVideoProcessor` takes for itself.
         strict: Whether a file that breaks off midway is an error rather than a warning.
     """
 
-    sampling: str | None
+    sampling: Literal["uniform", "dense", "val", "train"] | None
     num_clips: int | None
-    num_crops: int | None
-    short_video: str | None
-    video_backend: str | None
+    num_crops: Literal[1, 3] | None
+    short_video: Literal["error", "loop"] | None
+    square_pixels: bool | None
+    video_backend: Literal["auto", "pyav", "decord", "torchcodec"] | None
     strict: bool | None
 
 
-OWN_KWARGS = tuple(
-    name for name in MoTEVideoProcessorKwargs.__annotations__ if name not in VideosKwargs.__annotations__
-)
+OWN_OPTIONS = {
+    name: kind
+    for name, kind in MoTEVideoProcessorKwargs.__annotations__.items()
+    if name not in VideosKwargs.__annotations__
+}
+# How a video is read, which a caller may say for one call; the other arguments say what the model was trained on.
+READING_OPTIONS = ("num_frames", "fps", *OWN_OPTIONS)
+CHOICES: dict[str, tuple] = {
+    name: choices for name, kind in OWN_OPTIONS.items() if (choices := get_args(get_args(kind)[0]))
+}
 
 
 class MoTEVideoProcessor(BaseVideoProcessor):
@@ -80,9 +81,10 @@ class MoTEVideoProcessor(BaseVideoProcessor):
     Frames are resized to a shortest edge of 224 (bicubic, antialiased) and cropped to 224 × 224 at offsets
     `round((h - 224) / 2)`, `round((w - 224) / 2)`, half to even, as the authors of MoTE (arXiv 2410.10589) do.
 
-    The result is [b, t, c, h, w], or [b, v, t, c, h, w] where `num_clips * num_crops` = v > 1, the crops of one clip
-    side by side. With `do_sample_frames=True` and `num_frames` set, every video gives exactly `num_frames` frames a
-    view; without `num_frames` or `fps`, all its frames.
+    The result is [b, t, c, h, w], or [b, v, t, c, h, w] if `num_clips * num_crops` = v > 1, the crops of one clip
+    side by side. With `do_sample_frames=True` and `num_frames` set, every video gives exactly `num_frames` frames per
+    view; without `num_frames` or `fps`, all its frames. Frames are resized and cropped as they are decoded, so memory
+    follows the result, not the size of the frames.
 
     Shapes: b videos, v views, t frames, c = 3 channels, h and w pixels.
     """
@@ -105,6 +107,7 @@ class MoTEVideoProcessor(BaseVideoProcessor):
     num_clips = 1
     num_crops = 1
     short_video = "error"
+    square_pixels = True
     video_backend = "auto"
     strict = False
     valid_kwargs: Any = MoTEVideoProcessorKwargs
@@ -112,19 +115,77 @@ class MoTEVideoProcessor(BaseVideoProcessor):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._check_options({name: getattr(self, name) for name in (*OWN_KWARGS, "num_frames", "do_center_crop")})
+        self.reading_options()
 
-    @staticmethod
-    def _check_options(options: Mapping[str, Any]) -> None:
-        for name, allowed in CHOICES.items():
-            if options[name] not in allowed:
-                raise ValueError(f"{name} is {options[name]!r}: pass one of {', '.join(map(repr, allowed))}")
-        for name in ("num_clips", "num_frames"):
-            number = options[name]
-            if not (number is None and name == "num_frames") and (not isinstance(number, int) or number < 1):
-                raise ValueError(f"{name} is {number!r}: pass a whole number from 1 on")
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a processor of what one saved; one saved before `square_pixels` existed goes on without it.
+
+        Args:
+            video_processor_dict: The saved settings.
+            **kwargs: Settings that replace saved ones.
+
+        Returns:
+            The processor; with `return_unused_kwargs`, what was not used too.
+        """
+        if video_processor_dict.get("video_processor_type") == cls.__name__:
+            video_processor_dict = {"square_pixels": False} | video_processor_dict
+        return super().from_dict(video_processor_dict, **kwargs)
+
+    def reading_options(self, **given: Any) -> dict[str, Any]:
+        """Complete the options of one call: what is given, else the processor's own, all checked.
+
+        Args:
+            **given: Fields of `MoTEVideoProcessorKwargs`. `num_frames` puts aside an `fps` set on the processor, and
+                the other way round; None stands for the processor's own.
+
+        Returns:
+            Every field of `MoTEVideoProcessorKwargs`, `size` and `crop_size` as transformers' `SizeDict`.
+
+        Raises:
+            ValueError: for an option that does not exist, or a value that it does not take.
+        """
+        given = {name: value for name, value in given.items() if value is not None or name not in READING_OPTIONS}
+        self._check_choices(given)
+        try:
+            validate_typed_dict(self.valid_kwargs, given)
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(" ".join(str(error).split())) from error
+        if "fps" in given:
+            given.setdefault("num_frames", None)
+        elif "num_frames" in given:
+            given["fps"] = None
+        options = {name: given.get(name, getattr(self, name, None)) for name in self.valid_kwargs.__annotations__}
+        self._check_choices({name: options[name] for name in READING_OPTIONS})
         if options["num_crops"] > 1 and not options["do_center_crop"]:
             raise ValueError(f"num_crops is {options['num_crops']} but do_center_crop is off: turn it on, or pass 1")
+        if not options["do_sample_frames"]:
+            options["num_clips"] = 1  # all the frames are one clip
+        for name, square in (("size", bool(options["default_to_square"])), ("crop_size", True)):
+            if options[name] is not None and not isinstance(options[name], SizeDict):
+                options[name] = SizeDict(**get_size_dict(options[name], default_to_square=square, param_name=name))
+        return options
+
+    @staticmethod
+    def _check_choices(options: Mapping[str, Any]) -> None:
+        """Refuse values that are no choice of their option, and numbers of frames and clips that are none."""
+        for name, value in options.items():
+            if name in CHOICES and value not in CHOICES[name]:
+                raise ValueError(f"{name} is {value!r}: pass one of {', '.join(map(repr, CHOICES[name]))}")
+            is_count = name == "num_clips" or (name == "num_frames" and value is not None)
+            if is_count and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}: pass a whole number from 1 on")
+
+    def frames_per_clip(self, config: Any) -> int | None:
+        """The number of frames that a model gets per clip: the processor's own, else the model's.
+
+        Args:
+            config: The model's.
+
+        Returns:
+            The number; None if the processor samples by `fps`, so that it depends on the video.
+        """
+        return self.num_frames or (None if self.fps else config.num_frames)
 
     def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
         """Decode, sample, resize, crop and normalise videos.
@@ -136,37 +197,91 @@ class MoTEVideoProcessor(BaseVideoProcessor):
 
         Returns:
             `pixel_values_videos`, float32 [b, t, c, h, w], or [b, v, t, c, h, w] for several views; a list of
-            tensors where `return_tensors` is not given. With `return_metadata`, `video_metadata` too.
+            tensors without `return_tensors`. With `return_metadata`, `video_metadata` too.
 
         Raises:
             ValueError: for something that is no video or cannot be decoded, for fewer frames than `num_frames`
                 unless `short_video` is "loop", and for videos that cannot be stacked.
         """
-        try:
-            validate_typed_dict(self.valid_kwargs, kwargs)
-        except StrictDataclassFieldValidationError as error:
-            raise ValueError(" ".join(str(error).split())) from error
-        if kwargs.get("fps") is not None:
-            kwargs.setdefault("num_frames", None)
-        elif kwargs.get("num_frames") is not None:
-            kwargs.setdefault("fps", None)
-        kwargs.update({name: getattr(self, name) for name in OWN_KWARGS if kwargs.get(name) is None})
-        options = {name: kwargs.get(name, getattr(self, name, None)) for name in self.valid_kwargs.__annotations__}
-        self._check_options(options)
-
+        known_names = self.valid_kwargs.__annotations__
+        options = self.reading_options(**{name: value for name, value in kwargs.items() if name in known_names})
         batch = flatten_videos(videos)
         given = kwargs.pop("video_metadata", None)
         known = [None] * len(batch) if given is None else make_batched_metadata(batch, given)
-        loaded = [
-            self._load(video, known[index], f"video {index} of {len(batch)}", options)
+        read = [
+            self.read(video, f"video {index} of {len(batch)}", metadata=known[index], options=options)
             for index, video in enumerate(batch)
         ]
-        if not options["do_sample_frames"]:
-            kwargs["num_clips"] = 1  # all the frames are one clip
-        kwargs.update(do_sample_frames=False, input_data_format=ChannelDimension.FIRST)
+        # transformers' own steps are left with what `read` has not done: rescale, normalise, stack.
+        done = dict.fromkeys(("do_sample_frames", "do_convert_rgb", "do_resize", "do_center_crop"), False)
+        kwargs |= {name: options[name] for name in ("num_clips", "num_crops")} | done
+        kwargs["input_data_format"] = ChannelDimension.FIRST
         return super().preprocess(
-            [frames for frames, _ in loaded], video_metadata=[metadata for _, metadata in loaded], **kwargs
+            [views.flatten(0, 1) for views, _ in read], video_metadata=[metadata for _, metadata in read], **kwargs
         )
+
+    def read(
+        self,
+        video: Any,
+        name: str = "the video",
+        *,
+        options: Mapping[str, Any] | None = None,
+        metadata: VideoMetadata | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        generator: np.random.Generator | None = None,
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """Give the views of one video as the model sees them, but for rescaling and normalisation.
+
+        The one way from a file to pixels: calls of the processor, `VideoClips` and so training, evaluation and search
+        take it. Each frame is resized and cropped as it comes.
+
+        Args:
+            video: One video, in any of the forms that the class names.
+            name: What messages call it, if it has no name of its own.
+            options: As `reading_options` completes them; the processor's own by default.
+            metadata: Of decoded frames, for sampling by `fps`.
+            start: Where the clip starts in a longer file, in seconds.
+            end: Where it ends, in seconds.
+            transform: Of a frame, uint8 [1, 3, h, w], in place of resize and crop, as training augments.
+            generator: Source of the frames of `sampling="train"`; torch's global one by default.
+
+        Returns:
+            [v, t, 3, h, w], uint8 (or float32, if the frames were), crops of one clip side by side, for
+            [`normalize_pixels`]; and the video's metadata.
+
+            Shapes: v views, t frames, h and w pixels.
+
+        Raises:
+            ValueError: for something that is no video or cannot be decoded (a `VideoDecodeError`), and for fewer
+                frames than `num_frames` unless `short_video` is "loop".
+        """
+        options = self.reading_options() if options is None else options
+        if is_encoded(video):
+            video, name = open_encoded(video, name)
+        choose = None
+        if options["do_sample_frames"]:
+            names = ("num_frames", "fps", "sampling", "num_clips", "short_video")
+            choose = partial(
+                self.sample_frames, name=name, generator=generator, **{option: options[option] for option in names}
+            )
+        finish = partial(self._finish, options=options, transform=transform)
+        if is_encoded(video):
+            frames, metadata = decode_video(
+                video,
+                choose,
+                backend=options["video_backend"],
+                strict=bool(options["strict"]),
+                start=start,
+                end=end,
+                finish=finish,
+            )
+        else:
+            chosen, metadata = self._choose(video, metadata, name, choose, options)
+            frames = [finish(frame) for frame in chosen]
+        views = torch.stack(frames)  # [k * t, crops, 3, h, w], k clips
+        return views.unflatten(0, (options["num_clips"], -1)).transpose(1, 2).flatten(0, 1), metadata
 
     def fetch_videos(
         self, video_url_or_urls: Any, sample_indices_fn: Callable[[VideoMetadata], np.ndarray] | None = None
@@ -195,18 +310,21 @@ class MoTEVideoProcessor(BaseVideoProcessor):
         num_clips: int | None = None,
         short_video: str | None = None,
         name: str = "the video",
+        generator: np.random.Generator | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
         """Choose the frames of one video.
 
         Args:
             metadata: Of the video; `total_num_frames` must be set, and `fps` to sample by it.
-            num_frames: Frames a clip, t. Together with `fps` None: the processor's own.
-            fps: Frames a second of video, in place of `num_frames`, spread as transformers does.
+            num_frames: Frames per clip, t. Together with `fps` None: the processor's own.
+            fps: Frames per second of video, in place of `num_frames`, spread as transformers does.
             sampling: See `MoTEVideoProcessorKwargs`; the processor's own by default, as the next two.
-            num_clips: Clips a video, k.
+            num_clips: Clips per video, k.
             short_video: Policy for a video of fewer than `num_frames` frames.
             name: What messages call the video.
+            generator: Source of the frames of "train"; by default seeded by torch's global one, so that
+                transformers' `set_seed` fixes them too.
             **kwargs: Not used; transformers passes all its arguments.
 
         Returns:
@@ -234,40 +352,100 @@ class MoTEVideoProcessor(BaseVideoProcessor):
                 "num_frames, or short_video='loop' to repeat frames"
             )
         sampling = sampling or self.sampling
-        # Seeded by torch's global state, so that transformers' set_seed fixes training frames too.
-        generator = np.random.default_rng(int(torch.randint(2**63 - 1, ()))) if sampling == "train" else None
+        if generator is None and sampling == "train":
+            generator = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         return sample_indices(metadata.total_num_frames, num_frames, sampling, num_clips, generator)
 
-    def _load(
-        self, video: Any, metadata: VideoMetadata | None, name: str, options: Mapping[str, Any]
+    def _choose(
+        self,
+        video: Any,
+        metadata: VideoMetadata | None,
+        name: str,
+        choose: Callable[[VideoMetadata], np.ndarray] | None,
+        options: Mapping[str, Any],
     ) -> tuple[torch.Tensor, VideoMetadata]:
-        """Give the sampled frames [k * t, c, h, w] of one video, uint8 (or float, as given), and its metadata."""
-        choose = None
-        if is_encoded(video):
-            video, name = open_encoded(video, name)
-        if options["do_sample_frames"]:
-            names = ("num_frames", "fps", "sampling", "num_clips", "short_video")
-            choose = partial(self.sample_frames, name=name, **{option: options[option] for option in names})
-        if is_encoded(video):
-            images, metadata = decode_video(
-                video, choose, backend=options["video_backend"], strict=bool(options["strict"])
-            )
-            return torch.from_numpy(images).permute(0, 3, 1, 2), metadata
-
-        frames = to_channels_first(video, name, options["input_data_format"])
-        if options["do_rescale"] and frames.is_floating_point() and frames.min() >= 0 and frames.max() <= 1:
-            logger.warning(f"{name} seems to be rescaled to [0, 1] already: pass do_rescale=False for such pixels")
-        length, _, height, width = frames.shape
+        """Sample the frames of a decoded video: [k * t, c, h, w], uint8 or float, and the video's metadata."""
+        length = count_frames(video, name)
         if metadata is None:
-            metadata = VideoMetadata(total_num_frames=length, height=height, width=width)
+            metadata = VideoMetadata(total_num_frames=length)
         indices = np.arange(length) if choose is None else choose(metadata)
         if len(indices) and indices.max() >= length:
             raise ValueError(
                 f"{name} has {length} frames but its video_metadata says {metadata.total_num_frames}: correct "
                 "total_num_frames, or pass do_sample_frames=False for frames that are sampled already"
             )
-        metadata = replace(metadata, frames_indices=indices.tolist())
-        return frames if choose is None else frames[torch.from_numpy(indices)], metadata
+        if choose is not None:
+            video = [video[i] for i in indices] if isinstance(video, (list, tuple)) else video[indices]
+        frames = to_channels_first(video, name, options["input_data_format"])
+        if options["do_rescale"] and frames.is_floating_point() and frames.min() >= 0 and frames.max() <= 1:
+            logger.warning(f"{name} seems to be rescaled to [0, 1] already: pass do_rescale=False for such pixels")
+        size = {"height": frames.shape[-2], "width": frames.shape[-1]} if metadata.height is None else {}
+        return frames, replace(metadata, frames_indices=indices.tolist(), **size)
+
+    def _finish(
+        self,
+        frame: np.ndarray | torch.Tensor,
+        pixel_aspect: float = 1.0,
+        *,
+        options: Mapping[str, Any],
+        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Bring a decoded frame, an array [h, w, 3] or a tensor [c, h, w], to the model's size: [crops, 3, h, w]."""
+        if isinstance(frame, np.ndarray):
+            frame = torch.from_numpy(np.require(frame, requirements=["C", "W"])).permute(2, 0, 1)
+        if transform is None:
+            return self.crop_frame(self.resize_frame(frame, pixel_aspect, options=options), options=options)
+        unsized = {**options, "do_resize": False}
+        return transform(self.resize_frame(frame, pixel_aspect, options=unsized)[None])
+
+    def resize_frame(
+        self, frame: torch.Tensor, pixel_aspect: float = 1.0, *, options: Mapping[str, Any] | None = None
+    ) -> torch.Tensor:
+        """Bring a frame to three colours, square pixels and the size from which crops are cut.
+
+        Args:
+            frame: [c, h, w], c = 1, 3 or 4.
+            pixel_aspect: Width of a pixel over its height, as the file says it is shown.
+            options: As `reading_options` completes them; the processor's own by default.
+
+        Returns:
+            [3, h, w], resized once: to the size that a frame with square pixels of the same shape would get.
+        """
+        options = self.reading_options() if options is None else options
+        if options["do_convert_rgb"]:
+            frame = self.convert_to_rgb(frame[None])[0]
+        if options["device"] is not None:
+            frame = frame.to(options["device"])
+        size, resample = options["size"], options["resample"]
+        if options["square_pixels"] and pixel_aspect != 1:
+            height, width = frame.shape[-2:]
+            shown = torch.empty(  # enlarged, never shrunk; no memory is behind it
+                3, max(height, round(height / pixel_aspect)), max(width, round(width * pixel_aspect)), device="meta"
+            )
+            if options["do_resize"]:
+                shown = self.resize(shown, size=size, resample=resample)
+            return self.resize(frame, size=SizeDict(height=shown.shape[-2], width=shown.shape[-1]), resample=resample)
+        return self.resize(frame, size=size, resample=resample) if options["do_resize"] else frame
+
+    def crop_frame(self, frame: torch.Tensor, *, options: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """Cut the crops of a resized frame.
+
+        Args:
+            frame: [..., h, w].
+            options: As `reading_options` completes them; the processor's own by default.
+
+        Returns:
+            [crops, ..., h, w], which hold nothing of the frame.
+
+        Raises:
+            ValueError: for three crops of a frame that is smaller than they are.
+        """
+        options = self.reading_options() if options is None else options
+        if options["num_crops"] > 1:
+            return torch.stack(self.three_crops(frame, options["crop_size"]))
+        if options["do_center_crop"]:
+            frame = self.center_crop(frame, options["crop_size"])
+        return frame[None].contiguous()  # arithmetic by channel is several times slower with the channels last
 
     def normalize_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Rescale and normalise cropped frames as a call of the processor would, on the device where they are.
@@ -338,11 +516,6 @@ class MoTEVideoProcessor(BaseVideoProcessor):
     def _preprocess(
         self,
         videos: list[torch.Tensor],
-        do_resize: bool,
-        size: SizeDict,
-        resample: Any,
-        do_center_crop: bool,
-        crop_size: SizeDict,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
@@ -354,17 +527,10 @@ class MoTEVideoProcessor(BaseVideoProcessor):
         **kwargs: Any,
     ) -> BatchFeature:
         pixel_values = []
-        for video in videos:  # [k * t, c, h, w], k clips
-            if do_resize:
-                video = self.resize(video, size=size, resample=resample)
-            if num_crops == 1 and do_center_crop:
-                video = self.center_crop(video, crop_size)
-            # Decoded frames hold the channels last, where arithmetic by channel is several times slower.
-            video = self.rescale_and_normalize(
-                video.contiguous(), do_rescale, rescale_factor, do_normalize, image_mean, image_std
-            ).unflatten(0, (num_clips, -1))  # [k, t, c, h, w]
-            crops = self.three_crops(video, crop_size) if num_crops > 1 else [video]
-            views = crops[0] if len(crops) == 1 else torch.stack(crops, dim=1).flatten(0, 1)  # [v, t, c, h, w]
+        for video in videos:  # [v * t, 3, h, w], cropped
+            views = self.rescale_and_normalize(
+                video, do_rescale, rescale_factor, do_normalize, image_mean, image_std
+            ).unflatten(0, (num_clips * num_crops, -1))  # [v, t, 3, h, w]
             pixel_values.append(views[0] if len(views) == 1 else views)
         shapes = {tuple(video.shape) for video in pixel_values}
         if return_tensors is not None and len(shapes) > 1:
@@ -375,155 +541,3 @@ class MoTEVideoProcessor(BaseVideoProcessor):
         # A single video needs no copy to become a batch.
         batch = pixel_values[0][None] if return_tensors is not None and len(pixel_values) == 1 else pixel_values
         return BatchFeature(data={"pixel_values_videos": batch}, tensor_type=return_tensors)
-
-
-def is_encoded(video: Any) -> bool:
-    """Whether a video is a file, a URL, bytes or a dict of them, which has to be decoded."""
-    return isinstance(video, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)) or hasattr(video, "read")
-
-
-def open_encoded(video: Any, name: str) -> tuple[Any, str]:
-    """Bring an encoded video to a form that `decode_video` takes, and name it for messages.
-
-    Args:
-        video: Path, URL, bytes, binary file, or a dict with "bytes", "path" or both, of which the bytes count.
-        name: Its name where it has none of its own.
-
-    Returns:
-        A path, URL, bytes or binary file, and the name.
-
-    Raises:
-        ValueError: for a dict without either.
-    """
-    if isinstance(video, Mapping):
-        path, content = video.get("path"), video.get("bytes")
-        if path is None and content is None:
-            raise ValueError(
-                f"{name} is a dict with neither 'path' nor 'bytes': its keys are {', '.join(map(str, video))}"
-            )
-        if content is None:
-            video = path
-        else:
-            video = io.BytesIO(content)
-            video.name = name = str(path or name)
-    if isinstance(video, (str, os.PathLike)):
-        return video, str(video)
-    if isinstance(video, (bytearray, memoryview)):
-        return bytes(video), name
-    return video, name
-
-
-def is_one_video(videos: Any) -> bool:
-    """Whether this is one video rather than a batch; a list all of frames, or one frame, is one video.
-
-    Args:
-        videos: Anything that `MoTEVideoProcessor` takes.
-
-    Returns:
-        False for lists of videos and for arrays and tensors [b, t, ...].
-    """
-    if isinstance(videos, (np.ndarray, torch.Tensor)):
-        return videos.ndim in (3, 4)
-    if isinstance(videos, (list, tuple)):
-        return len(videos) > 0 and all(_is_frame(frame) for frame in videos)
-    return is_encoded(videos) or isinstance(videos, Image.Image)
-
-
-def _is_frame(frame: Any) -> bool:
-    return isinstance(frame, Image.Image) or (isinstance(frame, (np.ndarray, torch.Tensor)) and frame.ndim in (2, 3))
-
-
-def flatten_videos(videos: Any) -> list:
-    """List the videos of a batch, which may be nested.
-
-    Args:
-        videos: One video, or a sequence, array or tensor of videos.
-
-    Returns:
-        The videos, in order, as they were given.
-
-    Raises:
-        ValueError: for an empty batch, and for what is no video.
-    """
-    if is_one_video(videos):
-        return [videos]
-    if isinstance(videos, (np.ndarray, torch.Tensor)) and videos.ndim == 5:
-        return list(videos)
-    if not isinstance(videos, Sequence):
-        shape = f" of shape {tuple(videos.shape)}" if hasattr(videos, "shape") else ""
-        raise ValueError(f"{type(videos).__name__}{shape} is no video: pass {FORMS}, or a list of these")
-    if len(videos) == 0:
-        raise ValueError(f"an empty list holds no video: pass {FORMS}, or a list of these")
-    return [video for item in videos for video in flatten_videos(item)]
-
-
-def to_channels_first(video: Any, name: str = "the video", data_format: str | None = None) -> torch.Tensor:
-    """Bring decoded frames of any form to one layout.
-
-    Args:
-        video: Array or tensor of 4 dimensions (3 for one frame), PIL image, or list of frames.
-        name: What messages call the video.
-        data_format: "channels_first" or "channels_last". By default read off the shape, and where that leaves
-            doubt, arrays are taken as [t, h, w, c] and tensors as [t, c, h, w].
-
-    Returns:
-        [t, c, h, w]: uint8, or float32 where the frames were floating point.
-
-    Raises:
-        ValueError: for frames of several sizes, no frames, no channel dimension, or values outside 0 … 255.
-    """
-    if isinstance(video, Image.Image) or (isinstance(video, (list, tuple)) and isinstance(video[0], Image.Image)):
-        images = list(video) if isinstance(video, (list, tuple)) else [video]
-        if not all(isinstance(image, Image.Image) for image in images):
-            raise ValueError(f"{name} mixes PIL images and arrays: pass frames of one kind")
-        mode = "RGBA" if any(image.has_transparency_data for image in images) else "RGB"
-        video, data_format = [np.asarray(image.convert(mode)) for image in images], ChannelDimension.LAST
-    if isinstance(video, (list, tuple)):
-        shapes = {tuple(frame.shape) for frame in video}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"the frames of {name} have shapes {', '.join(map(str, sorted(shapes)))}: give them one size"
-            )
-        if any(isinstance(frame, torch.Tensor) for frame in video):
-            video = torch.stack([torch.as_tensor(frame) for frame in video])
-        else:
-            video = np.stack(video)
-        if video.ndim == 3:  # grey frames [h, w]
-            video, data_format = video[:, None], ChannelDimension.FIRST
-    if video.ndim == 3:
-        video = video[None]
-    if 0 in video.shape:
-        raise ValueError(f"{name} is empty: its shape is {tuple(video.shape)}")
-
-    if data_format is None:
-        places = [axis for axis in (1, -1) if video.shape[axis] in (1, 3, 4)]
-        if not places:
-            raise ValueError(
-                f"{name} of shape {tuple(video.shape)} has no dimension of 1, 3 or 4 channels: pass an array "
-                "[t, h, w, c] or a tensor [t, c, h, w]"
-            )
-        axis = places[0] if len(places) == 1 else 1 if isinstance(video, torch.Tensor) else -1
-        data_format = ChannelDimension.FIRST if axis == 1 else ChannelDimension.LAST
-    frames = _to_pixels(video, name)
-    if ChannelDimension(data_format) == ChannelDimension.LAST:
-        frames = frames.permute(0, 3, 1, 2)
-    if frames.shape[1] == 4 and frames.is_floating_point():
-        raise ValueError(f"{name} has four channels of {video.dtype}: pass RGBA as uint8, or RGB")
-    return frames
-
-
-def _to_pixels(video: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
-    """Make a uint8 or float32 tensor of the same shape, checking that integers are pixel values."""
-    if isinstance(video, np.ndarray):
-        if video.dtype.kind not in "uif":
-            raise ValueError(f"{name} has values of dtype {video.dtype}: pass uint8 pixels")
-        if video.dtype.kind in "ui" and video.dtype != np.uint8:
-            video = video.astype(np.int64)  # torch has no arithmetic for some unsigned types
-        video = torch.from_numpy(np.require(video, requirements=["C", "W"]))
-    if video.is_floating_point():
-        return video.float()
-    if video.dtype == torch.bool or video.is_complex():
-        raise ValueError(f"{name} has values of dtype {video.dtype}: pass uint8 pixels")
-    if video.dtype != torch.uint8 and (video.min() < 0 or video.max() > 255):
-        raise ValueError(f"{name} has values from {video.min()} to {video.max()}: pass pixels from 0 to 255")
-    return video.to(torch.uint8)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
 from transformers import PreTrainedTokenizerFast
 
 import modeling_mote
+from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
 
 TEXT = (
     "a photo video example demonstration of person using doing during performing practicing . "
@@ -24,7 +24,7 @@ def tokenizer(word_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> PreTrai
 
 @pytest.fixture(scope="session")
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., modeling_mote.MoTEModel]:
-    """A function that makes the same tiny MoTE each time: 4 frames of 32 × 32, d = 16, two training classes."""
+    """A function that makes the same tiny MoTE each time, as if trained: 4 frames of 32 × 32, d = 16, two classes."""
 
     def make(cls: type = modeling_mote.MoTEModel, **changes: object) -> modeling_mote.MoTEModel:
         tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -38,9 +38,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., modeling_mot
             num_frames=4,
             **changes,
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             model = cls(config).eval()
+            for layer in model.temporal_model.layers:  # as if trained, which the first step makes of these zeros
+                layer.layer_norm1.bias.normal_(std=0.02)
         model.set_training_classes(["running", "swimming"], encode_classes(model, tokenizer, ["running", "swimming"]))
         return model
 

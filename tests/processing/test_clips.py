@@ -50,12 +50,12 @@ def same(first, second):
 
 @pytest.mark.parametrize(
     "sampling, clips, crops",
-    [("val", 1, 1), ("uniform", 3, 1), ("uniform", 1, 3), ("test_uniform", 4, 3), ("dense", 2, 3)],
+    [("val", 1, 1), ("uniform", 3, 1), ("uniform", 1, 3), ("uniform", 4, 3), ("dense", 2, 3)],
 )
 def test_pixels_are_the_processors(rows, folder, video_processor, sampling, clips, crops):
     """From the file through the processor alone, which has its own tests."""
     dataset = VideoClips(rows, video_processor, 4, sampling, clips, crops)
-    alone = MoTEVideoProcessor(**video_processor.to_dict() | {"sampling": sampling.removeprefix("test_")})
+    alone = MoTEVideoProcessor(**video_processor.to_dict() | {"sampling": sampling})
     for index, name in enumerate("abc"):
         item = dataset[index]
         expected = alone(
