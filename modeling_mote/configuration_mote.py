@@ -1,11 +1,30 @@
 """Configuration of MoTE: CLIP's two towers plus a temporal Transformer whose feed-forwards are mixtures of experts."""
 
 import math
+import os
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar
+
+import transformers
+from packaging.version import Version
+
+if Version(transformers.__version__) < Version("5.23"):  # said before an import below fails
+    raise ImportError(
+        f"MoTE needs transformers 5.23 or newer, and this is {transformers.__version__}: "
+        'pip install --upgrade "transformers>=5.23".'
+    )
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+STARTS_FROM = (
+    "MoTE starts from a CLIP (model type 'clip', such as openai/clip-vit-base-patch16), or goes on from a MoTE "
+    "(model type 'mote')"
+)
 
 # Keys that transformers itself writes into, or accepts for, any config without declaring them as fields.
 _TRANSFORMERS_KEYS = {
@@ -24,14 +43,29 @@ _TRANSFORMERS_KEYS = {
 }
 
 
+def check_folder(model: str | os.PathLike) -> None:
+    """Refuse a folder that does not exist, rather than ask the Hub for it.
+
+    Raises:
+        FileNotFoundError: naming it.
+    """
+    name = str(model)
+    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name):
+        raise FileNotFoundError(f"There is no folder {name}. {STARTS_FROM}.")
+
+
 class _CheckedConfig(PreTrainedConfig):
-    """A config that refuses keys it has no field for, where transformers would keep them and hide a typo."""
+    """A config that refuses an argument it has no field for, where transformers would keep it and hide a typo.
+
+    A file may hold more: fields of a later version, or of other tools. Those are kept and saved again.
+    """
 
     @classmethod
     def _knows(cls, key: str) -> bool:
         return key.startswith("_") or key in _TRANSFORMERS_KEYS or key in {field.name for field in fields(cls)}
 
     def __post_init__(self, **kwargs):
+        self._foreign: dict[str, Any] = {}  # keys of a file that this version has no field for
         unknown = sorted(key for key in kwargs if not self._knows(key))
         if unknown:
             inherited = {field.name for field in fields(PreTrainedConfig)}
@@ -43,9 +77,37 @@ class _CheckedConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Checks what `@strict`'s types can't; run again at every save."""
 
+    @classmethod
+    def take_foreign(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Removes from a file's values those that this config has no field for, and returns them."""
+        return {key: values.pop(key) for key in list(values) if not cls._knows(key)}
+
+    def keep_foreign(self, foreign: dict[str, Any]) -> None:
+        """Keeps values of a file for the next save, and says so once."""
+        if foreign:
+            logger.warning_once(
+                f"This version of {type(self).__name__} has no field {', '.join(sorted(foreign))}; what the file says "
+                "of it has no effect, and is kept when the config is saved."
+            )
+        self._foreign = foreign
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As [`PreTrainedConfig.from_dict`]; `config_dict` may hold unknown keys, which are kept."""
+        values = dict(config_dict)
+        foreign = cls.take_foreign(values)
+        loaded = super().from_dict(values, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).keep_foreign(foreign)
+        return loaded
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike):
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields, and what transformers keeps beside them: whatever is saved can be loaded."""
-        return {key: value for key, value in super().to_dict().items() if self._knows(key)}
+        """The fields, what transformers keeps beside them, and what the file held beyond: it can be loaded again."""
+        known = {key: value for key, value in super().to_dict().items() if self._knows(key) and key != "_foreign"}
+        return {**self._foreign, **known}
 
 
 @strict
@@ -161,14 +223,43 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Reads `config.json`; that of a bare CLIP checkpoint becomes the start of a MoTE config."""
+        """Reads `config.json`; that of a bare CLIP checkpoint becomes the start of a MoTE config.
+
+        Raises:
+            ValueError: if it is another model's.
+            OSError: if there is none.
+        """
+        check_folder(pretrained_model_name_or_path)
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") == CLIPConfig.model_type:
+        kind = config_dict.get("model_type")
+        if kind == CLIPConfig.model_type:
             config_dict = {key: value for key, value in config_dict.items() if cls._knows(key)}
             config_dict.pop("architectures", None)
             config_dict.pop("auto_map", None)
             config_dict["model_type"] = cls.model_type
+        elif kind != cls.model_type:
+            raise ValueError(f"{pretrained_model_name_or_path} holds a model of type {kind!r}. {STARTS_FROM}.")
         return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As [`PreTrainedConfig.from_dict`]; other names than the file's classes make a model without classes."""
+        values = dict(config_dict)
+        temporal, foreign = values.get("temporal_config"), {}
+        if isinstance(temporal, dict):
+            values["temporal_config"] = temporal = dict(temporal)
+            foreign = MoTETemporalConfig.take_foreign(temporal)
+        names = {int(index): name for index, name in (values.get("id2label") or {}).items()}
+        loaded = super().from_dict(values, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.temporal_config.keep_foreign(foreign)
+        if config.training_classes_set and {int(index): name for index, name in config.id2label.items()} != names:
+            logger.warning(
+                "The classes asked for are not those whose text features the checkpoint holds, so this model has no "
+                "training classes: call set_training_classes(names, embeds)."
+            )
+            config.training_classes_set, config.training_classes_sha256 = False, None
+        return loaded
 
     def __post_init__(self, **kwargs):
         self.merge_temperatures = ["inf" if tau in ("inf", math.inf) else tau for tau in self.merge_temperatures]
@@ -226,4 +317,4 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
             )
 
 
-__all__ = ["MoTEConfig", "MoTETemporalConfig"]
+__all__ = ["STARTS_FROM", "MoTEConfig", "MoTETemporalConfig", "check_folder"]

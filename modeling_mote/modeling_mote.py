@@ -44,7 +44,7 @@ from transformers.utils import ModelOutput, is_torchdynamo_compiling, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_mote import MoTEConfig, MoTETemporalConfig
+from .configuration_mote import MoTEConfig, MoTETemporalConfig, check_folder
 
 logger = logging.get_logger(__name__)
 
@@ -401,7 +401,7 @@ class MoTESeenClasses(nn.Module):
 
 def training_classes_digest(id2label: dict[int, str], rows: torch.Tensor) -> str:
     """SHA-256 of the class names in their order and of their text features [n, d], as hexadecimal digits."""
-    names = json.dumps([id2label[index] for index in sorted(id2label)])
+    names = json.dumps([name for _, name in sorted((int(index), name) for index, name in id2label.items())])
     values = rows.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
     return hashlib.sha256(names.encode() + b"\0" + values).hexdigest()
 
@@ -444,9 +444,12 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         """As [`PreTrainedModel.from_pretrained`]; of a bare CLIP checkpoint's model the temporal part alone is new.
 
         Raises:
+            FileNotFoundError: if there is no such folder.
             ValueError: if the checkpoint is neither a MoTE nor a CLIP, or the names of its training classes are not
                 those that their text features were saved under.
         """
+        if pretrained_model_name_or_path is not None:
+            check_folder(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded

@@ -50,7 +50,7 @@ def choose_modulation_temperature(
     for temperature in temperatures:
         modulation = model.get_modulation(frame_embeds, classes, temperature)
         videos = model.modulate(frame_embeds, temporal_embeds, modulation).mean(-2)
-        losses[temperature] = F.cross_entropy(model.score(videos, classes), labels).item()
+        losses[temperature] = F.cross_entropy(model.score(videos, classes), labels.to(classes.device)).item()
     return min(losses, key=losses.__getitem__)
 
 

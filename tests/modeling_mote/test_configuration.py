@@ -1,11 +1,24 @@
 """`MoTEConfig`: what it derives, what it keeps over a save, and what it refuses."""
 
 import copy
+import importlib.util
 import json
 import math
+import runpy
 
 import pytest
-from transformers import AutoConfig, CLIPConfig, CLIPTextConfig
+import transformers
+from transformers import (
+    AutoConfig,
+    ChineseCLIPConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    SiglipConfig,
+    VideoMAEConfig,
+    XCLIPConfig,
+)
+from transformers.utils import logging
 
 from modeling_mote import MoTEConfig, MoTEModel, MoTETemporalConfig
 
@@ -144,12 +157,61 @@ def test_unknown_temporal_keys_are_refused(key):
         MoTEConfig(temporal_config={key: 3})
 
 
-def test_unknown_key_in_a_saved_file_is_refused(tmp_path):
-    MoTEConfig().save_pretrained(tmp_path)
+def test_unknown_keys_of_a_saved_file_are_kept_with_one_warning(tmp_path, make_config, caplog):
+    """Files of later versions and of other tools load, and lose nothing when they are saved again."""
+    logging.warning_once.cache_clear()
+    make_config().save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**values, "num_framez": 4}))
-    with pytest.raises(ValueError, match="num_framez"):
-        MoTEConfig.from_pretrained(tmp_path)
+    values |= {"transformers.js_config": {"dtype": "q8"}, "license": "mit", "to_dict": 1, "future_field": [1, 2]}
+    values["temporal_config"]["rotary"] = True
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = MoTEConfig.from_pretrained(tmp_path)
+    MoTEConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and "no field future_field, license, to_dict, transformers.js_config" in said[0], said
+    assert "MoTETemporalConfig has no field rotary" in said[1]
+    MoTEModel(config).save_pretrained(tmp_path)
+    model = MoTEModel.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again/config.json").read_text())
+    assert {key: again[key] for key in ("transformers.js_config", "license", "to_dict", "future_field")} == {
+        key: values[key] for key in ("transformers.js_config", "license", "to_dict", "future_field")
+    }
+    assert again["temporal_config"]["rotary"] is True and "_foreign" not in again
+    assert "_foreign" not in again["temporal_config"]
+    assert MoTEConfig.from_json_file(tmp_path / "again/config.json").num_frames == 8
+
+
+def test_a_typed_key_is_refused_beside_a_file_that_holds_unknown_ones(tmp_path, make_config):
+    make_config().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["temporal_config"]["rotary"] = True
+    (tmp_path / "config.json").write_text(json.dumps({**values, "future_field": 1}))
+    with pytest.raises(ValueError, match="MoTETemporalConfig has no field num_expert"):
+        MoTEConfig.from_pretrained(tmp_path, temporal_config={"num_expert": 2})
+    assert MoTEConfig.from_pretrained(tmp_path, temporal_config={"num_experts": 2}).temporal_config.num_experts == 2
+
+
+@pytest.mark.parametrize("cls", [SiglipConfig, ChineseCLIPConfig, XCLIPConfig, VideoMAEConfig, CLIPVisionConfig])
+def test_other_models_are_refused_by_their_type_before_any_weight(tmp_path, cls):
+    cls().save_pretrained(tmp_path)  # no weights: whoever looked for them would say so
+    for load in (MoTEConfig.from_pretrained, MoTEModel.from_pretrained):
+        with pytest.raises(ValueError, match=f"holds a model of type '{cls.model_type}'. MoTE starts from a CLIP"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./absent", "absent/model/best"])
+def test_a_missing_folder_is_one_sentence(name):
+    for load in (MoTEConfig.from_pretrained, MoTEModel.from_pretrained):
+        with pytest.raises(FileNotFoundError, match=f"There is no folder {name}. MoTE starts from a CLIP"):
+            load(name)
+
+
+def test_too_old_a_transformers_is_named(monkeypatch):
+    monkeypatch.setattr(transformers, "__version__", "4.57.6")
+    path = importlib.util.find_spec("modeling_mote.configuration_mote").origin
+    with pytest.raises(ImportError, match=r"needs transformers 5\.23 or newer, and this is 4\.57\.6"):
+        runpy.run_path(path)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +226,8 @@ def test_unknown_key_in_a_saved_file_is_refused(tmp_path):
         ({"merge_temperatures": [0]}, "merge_temperatures must hold"),
         ({"merge_temperatures": [math.nan]}, "merge_temperatures must hold"),
         ({"merge_temperatures": ["hot"]}, "merge_temperatures must hold"),
+        ({"problem_type": "multi_label_classification"}, "one class per video .* 'multi_label_classification' is not"),
+        ({"problem_type": "regression"}, "one class per video .* 'regression' is not"),
         ({"temporal_config": {"hidden_size": 256}}, "must equal projection_dim"),
         ({"temporal_config": {"num_attention_heads": 7}}, "not a multiple"),
         ({"temporal_config": {"num_experts": 0}}, "num_experts must be at least 1"),
