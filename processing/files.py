@@ -126,11 +126,37 @@ def only_run(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_NAME)
+    with _locked(folder / LOCK_NAME, f"Another run is writing to {folder}: wait for it, or choose another folder."):
+        yield
+
+
+@contextmanager
+def only_writer(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep a file that is written again and again for this run: a second run on it is refused while this one goes on.
+
+    Args:
+        path: The file, there or not; a hidden file lies beside it meanwhile.
+
+    Raises:
+        ValueError: If another run writes to it now.
+        OSError: If nothing can be written beside it.
+    """
+    path = Path(path)
+    lock = path.with_name(f".{path.name}{LOCK_NAME}")
+    with _locked(lock, f"Another run is writing to {path}: wait for it, or choose another file."):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(file: Path, message: str) -> Iterator[None]:
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"Another run is writing to {folder}: wait for it, or choose another folder.") from None
+        raise ValueError(message) from None
     try:
         yield
     finally:

@@ -28,33 +28,42 @@ OTHER_NAMES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with `-` for `_`, no abbreviations, and one sentence for an error."""
+    """argparse with `-` for `_`, no abbreviations, and one sentence for an error.
 
-    def __init__(self, name: str, documentation: str):
+    Args:
+        name: Of the command.
+        documentation: Its docstring: the first line describes it, the rest follows the list of options.
+        **options: What argparse passes to the parser of a subcommand.
+    """
+
+    def __init__(self, name: str = "", documentation: str = "", **options: Any):
         description, _, epilog = documentation.partition("\n\n")
-        super().__init__(
-            prog=f"mote {name}",
-            description=description,
-            epilog=epilog,
-            formatter_class=_HelpFormatter,
-            allow_abbrev=False,
-        )
+        own = {"prog": f"mote {name}", "description": description, "epilog": epilog}
+        super().__init__(**{**own, "formatter_class": _HelpFormatter, "allow_abbrev": False} | options)
+        self.complete: Callable[[list[str]], list[str]] = list  # what a command puts before the options given
 
     def parse_known_args(self, args=None, namespace=None):
-        given = [_with_underscores(each) for each in (sys.argv[1:] if args is None else args)]
+        given = self.complete([_with_underscores(each) for each in (sys.argv[1:] if args is None else args)])
+        if self._subparsers is None:  # an unknown name is said before what is missing: it may be that, misspelt
+            for each in given[: given.index("--")] if "--" in given else given:
+                if each.startswith("--") and each.partition("=")[0] not in self._option_string_actions:
+                    self._refuse(each.partition("=")[0])
         return super().parse_known_args(given, namespace)
 
     def parse_args(self, args=None, namespace=None):
         options, unknown = self.parse_known_args(args, namespace)
+        if unknown and not unknown[0].startswith("-"):
+            self.error(f"{unknown[0]!r} is one argument too many; quote what holds spaces")
         if unknown:
-            name = unknown[0].partition("=")[0]
-            if not name.startswith("--"):
-                self.error(f"{unknown[0]!r} is one argument too many; quote what holds spaces")
-            known = [option for action in self._actions for option in action.option_strings]
-            other = f"--{OTHER_NAMES.get(name[2:])}"
-            hint = f"; did you mean {other}?" if other in known else suggestion(name, known)
-            self.error(f"there is no option {name}{hint}")
+            self._refuse(unknown[0])
         return options
+
+    def _refuse(self, name: str) -> NoReturn:
+        other = f"--{OTHER_NAMES.get(name[2:])}"
+        known = self._option_string_actions
+        self.error(
+            f"there is no option {name}{f'; did you mean {other}?' if other in known else suggestion(name, known)}"
+        )
 
     def error(self, message: str) -> NoReturn:
         self.exit(report_error(f"{message} (see `{self.prog} --help`)", code=2))
@@ -91,7 +100,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-# ------------------------------------------------------------------------------------------------------ kinds of values
+# ----------------------------------------------------------------------------------------------------- kinds of values
 
 
 def number(
@@ -126,7 +135,7 @@ def add_flag(parser: argparse.ArgumentParser, name: str, text: str, default: boo
     parser.add_argument(f"--{name}", type=truth, nargs="?", const=True, default=default, metavar="BOOL", help=text)
 
 
-# ------------------------------------------------------------------------------------- options that several commands have
+# ---------------------------------------------------------------------------------- options that several commands have
 
 
 def add_videos(parser: argparse.ArgumentParser) -> None:
@@ -184,7 +193,7 @@ def check_output(name: str, path: str | None, suffixes: Sequence[str]) -> None:
         raise FileNotFoundError(f"--{name} {path}: its folder does not exist; make it first.")
 
 
-# ----------------------------------------------------------------------------------------------------------- how a run ends
+# ------------------------------------------------------------------------------------------------------ how a run ends
 
 
 def run_command(name: str, argv: Sequence[str] | None = None) -> int:

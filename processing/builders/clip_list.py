@@ -21,7 +21,7 @@ from datasets.builder import Key
 
 from ..class_names import describe_renamed
 from ..label_sets import LabelSet
-from ..sources import VIDEO_SUFFIXES, walk
+from ..sources import VIDEO_SUFFIXES, some_of, walk
 
 
 class Clip(NamedTuple):
@@ -147,13 +147,13 @@ class ClipListConfig(datasets.BuilderConfig):
         notes = []
         if self.left_out:
             notes.append(
-                f"{_some(self.left_out, 'file')} of {self.title} without a video's suffix or a class left out"
+                f"{some_of(self.left_out, 'file')} of {self.title} without a video's suffix or a class left out"
             )
         if self.empty_folders:
-            notes.append(f"{_some(self.empty_folders, 'folder')} of {self.title} without a video left out: no class")
+            notes.append(f"{some_of(self.empty_folders, 'folder')} of {self.title} without a video left out: no class")
         for split, listed in self.clips.items():
             if self.classes_are_found and (empty := self.empty_classes(listed)):
-                notes.append(f"{_some(empty, 'class')} without a clip in split {split} of {self.title}")
+                notes.append(f"{some_of(empty, 'class')} without a clip in split {split} of {self.title}")
         return [*notes, describe_renamed(self.renamed)] if self.renamed else notes
 
     @cached_property
@@ -183,12 +183,6 @@ class ClipListConfig(datasets.BuilderConfig):
         content = json.dumps([str(self.root), self.label_set.classes, self.clips])
         fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         return super().create_config_id({"clips": fingerprint}, custom_features)
-
-
-def _some(names: list[str], what: str, most: int = 3) -> str:
-    """ "5 files (a, b, c, …)": how many, and the first of them."""
-    plural = what if len(names) == 1 else what + ("es" if what.endswith("s") else "s")
-    return f"{len(names)} {plural} ({', '.join(names[:most])}{', …' if len(names) > most else ''})"
 
 
 class VideoTree:
