@@ -327,7 +327,8 @@ def list_sha256(rows: datasets.Dataset) -> str:
     names = rows.features["label"].names
     columns = [rows[column][:] if column in rows.features else [None] * len(rows) for column in ("start", "end")]
     digest = hashlib.sha256()
-    for path, label, start, end in zip(rows["path"][:], rows["label"][:], *columns, strict=True):
+    paths = rows["path"][:] if "path" in rows.features else [video["path"] for video in rows["video"]]
+    for path, label, start, end in zip(paths, rows["label"][:], *columns, strict=True):
         stem = posixpath.splitext(posixpath.basename(path))[0]
         digest.update(json.dumps([stem, names[label], start, end]).encode())
     return digest.hexdigest()
