@@ -1,17 +1,16 @@
-"""Videos of three classes, a tiny CLIP on disk, and ways to run the scripts: in here, alone, or on two processes."""
+"""Videos of three classes, a tiny CLIP on disk, and ways to run the commands: in here, alone, or on two processes."""
 
 import contextlib
 import csv
-import importlib.util
 import json
 import os
 import resource
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from modeling_mote import MoTEForVideoClassification
+from modeling_mote.commands.command_line import run_command
 
 # Where there is an accelerator, two processes would need two of them.
 CPU = {"OMP_NUM_THREADS": "1"} | ({"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {})
@@ -31,25 +31,9 @@ CLASSES = ("left", "right", "still")
 TEXT = "a photo video example demonstration of person using doing during performing practicing . left right still "
 
 
-def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_script", EXAMPLES / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
-
-
-@pytest.fixture(scope="session")
-def train_script() -> ModuleType:
-    """`examples/train.py` as a module."""
-    return _script("train")
-
-
-@pytest.fixture(scope="session")
-def evaluate_script() -> ModuleType:
-    """`examples/evaluate.py` as a module."""
-    return _script("evaluate")
+def command_line(options: dict[str, object]) -> list[str]:
+    """Options as a command line has them; None stands for an option that is not given."""
+    return [f"--{name}={value}" for name, value in options.items() if value is not None]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -111,19 +95,28 @@ def full_disk() -> Callable[[int], contextlib.AbstractContextManager[None]]:
     return limit
 
 
-@pytest.fixture
-def refusal(monkeypatch, capsys, fresh_accelerate) -> Callable[..., str]:
-    """`refusal(script, options)`: the sentence on stderr with which the script exits, its code being 1."""
+@pytest.fixture(scope="session")
+def run_here(fresh_accelerate) -> Callable[[str, dict[str, object]], int]:
+    """`run_here(command, options)`: a command in this process, as users call it; its exit code."""
 
-    def refuse(script: ModuleType, options: dict[str, object]) -> str:
+    def run(command: str, options: dict[str, object]) -> int:
         fresh_accelerate()
-        monkeypatch.setattr(sys, "argv", ["script.py", *(f"--{name}={value}" for name, value in options.items())])
-        with pytest.raises(SystemExit) as stop:
-            script.main()
-        message = stop.value.code  # a string is printed on stderr, and the exit code is then 1
-        assert isinstance(message, str) and message.startswith("error: "), message
-        assert len(message.splitlines()) == 1, message
-        return message.removeprefix("error: ")
+        with warnings.catch_warnings():
+            return run_command(command, command_line(options))
+
+    return run
+
+
+@pytest.fixture
+def refusal(run_here, capsys) -> Callable[..., str]:
+    """`refusal(command, options, code=1)`: the sentence on stderr with which the command ends, its code being that."""
+
+    def refuse(command: str, options: dict[str, object], code: int = 1) -> str:
+        capsys.readouterr()
+        assert run_here(command, options) == code
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1, said
+        return said[0].removeprefix("error: ")
 
     return refuse
 
@@ -245,7 +238,7 @@ def start() -> Callable[..., subprocess.Popen]:
             [
                 sys.executable,
                 str(EXAMPLES / f"{script}.py"),
-                *(f"--{name}={value}" for name, value in options.items()),
+                *command_line(options),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -279,7 +272,7 @@ def launch() -> Callable[..., subprocess.Popen]:
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
                 str(EXAMPLES / f"{script}.py"),
-                *(f"--{name}={value}" for name, value in options.items()),
+                *command_line(options),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -293,11 +286,11 @@ def launch() -> Callable[..., subprocess.Popen]:
 
 @pytest.fixture(scope="session")
 def run_on_two(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """`run_on_two([(script, options), ...], code=0)`: scripts, one after another, on two processes; their stderr."""
+    """`run_on_two([(command, options), ...], code=0)`: commands, one after another, on two processes; their stderr."""
 
     def run(cases: Sequence[tuple[str, dict[str, object]]], code: int = 0) -> str:
         file = tmp_path_factory.mktemp("cases") / "cases.json"
-        file.write_text(json.dumps([[*case, free_port()] for case in cases]))
+        file.write_text(json.dumps([[name, command_line(options), free_port()] for name, options in cases]))
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         finished = subprocess.run(
             [sys.executable, *launch, str(Path(__file__).with_name("cases.py")), str(file)],
