@@ -399,6 +399,12 @@ class MoTESeenClasses(nn.Module):
         return self
 
 
+ADAPTERS_LOSE_CLASSES = (
+    "An adapter's files hold no training classes, and these were set after the checkpoint was loaded: save the "
+    'checkpoint with them first and load that, or add the adapter with modules_to_save=["seen_classes"].'
+)
+
+
 def training_classes_digest(id2label: dict[int, str], rows: torch.Tensor) -> str:
     """SHA-256 of the class names in their order and of their text features [n, d], as hexadecimal digits."""
     names = json.dumps([name for _, name in sorted((int(index), name) for index, name in id2label.items())])
@@ -436,6 +442,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         self.temporal_model = MoTETemporalModel._from_config(config.temporal_config)
         self.seen_classes = MoTESeenClasses(config.num_labels, config.projection_dim)  # type: ignore[arg-type]
         self._checked_classes: tuple | None = None  # the names and the digest that were last found to fit the rows
+        self._loaded_classes: str | None = None  # digest of the training classes that the checkpoint holds
         self.register_load_state_dict_post_hook(_follow_loaded_rows)
         self.post_init()
 
@@ -461,9 +468,10 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             )
             model.config.training_classes_set, model.config.training_classes_sha256 = False, None
         elif not rows_are_new and not model.config.training_classes_set:  # other names were asked for
-            rows = model.seen_classes
-            rows.weight = rows.initial_rows(*rows.weight.shape).to(rows.weight.device)
+            rows = model.seen_classes.weight
+            model.seen_classes.weight = MoTESeenClasses.initial_rows(*rows.shape).to(rows.device)
         model.check_training_classes()
+        model._loaded_classes = model.config.training_classes_sha256
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
@@ -473,6 +481,8 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             ValueError: if the names of the training classes are not those that their text features were set with.
         """
         self.check_training_classes()
+        if getattr(self, "_hf_peft_config_loaded", False) and self._adapters_lose_classes():
+            raise ValueError(ADAPTERS_LOSE_CLASSES)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -742,7 +752,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             return
         digest = training_classes_digest(config.id2label, rows)
         if config.training_classes_sha256 != digest:
-            if self.seen_classes.are_initial(rows):
+            if MoTESeenClasses.are_initial(rows):
                 raise ValueError(
                     "config.json says that training classes are set, but the weights hold no text features of them: "
                     "load the weights that it was saved with, or call set_training_classes(names, embeds)."
@@ -760,7 +770,17 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         """Text features of the training classes, [n, d], which fit their names."""
         if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()):
             self.check_training_classes()
+            if self.training and self._adapters_lose_classes():
+                logger.warning_once(ADAPTERS_LOSE_CLASSES)
         return self.seen_classes.weight
+
+    def _adapters_lose_classes(self) -> bool:
+        """Whether adapters are trained on classes that neither their files nor the checkpoint below them hold."""
+        return (
+            self.config.training_classes_sha256 != self._loaded_classes
+            and not hasattr(self.seen_classes, "modules_to_save")
+            and any("lora_" in name for name, _ in self.named_parameters())
+        )
 
     @can_return_tuple
     def forward(
@@ -847,7 +867,8 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
     def set_training_classes(self, names: Sequence[str], embeds: torch.Tensor) -> None:
         """Makes `names` the training classes: the classifier's rows, modulation's reference, and `id2label`.
 
-        Also how a finished MoTE is fine-tuned on new classes, and how classes are renamed: the new names with
+        Also how a finished MoTE is fine-tuned on new classes (by adapters: save and load it again before adding them,
+        so that they lie on a checkpoint that holds the classes), and how classes are renamed: the new names with
         `embeds=model.seen_classes.weight`.
 
         Args:
@@ -870,7 +891,10 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         rows = embeds.detach().to(self.seen_classes.weight.device, torch.float32)
         if not torch.isfinite(rows).all() or (rows.norm(dim=-1) == 0).any():
             raise ValueError("embeds must be finite, and no row may be zero.")
-        self.seen_classes.weight = F.normalize(rows, dim=-1)
+        seen: Any = self.seen_classes
+        if hasattr(seen, "modules_to_save"):  # PEFT's wrapper
+            seen = seen.modules_to_save[seen.active_adapter]
+        seen.weight = F.normalize(rows, dim=-1)
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: index for index, name in enumerate(names)}
         self.config.training_classes_set = True
@@ -937,7 +961,18 @@ class MoTEForVideoClassification(MoTEModel):
 
     def __init__(self, config: MoTEConfig):
         super().__init__(config)
-        # Its forward never uses the text tower: the classes' text features are fixed.
+        self._freeze_text_tower()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As [`MoTEModel.from_pretrained`]; the text tower, which `forward` never uses, takes no gradient."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model: MoTEForVideoClassification = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._freeze_text_tower()  # loading replaced the parameters
+        return loaded
+
+    def _freeze_text_tower(self) -> None:
+        # The classes' text features are fixed. DDP waits for every parameter that takes a gradient.
         self.text_model.requires_grad_(False)
         self.text_projection.requires_grad_(False)
 

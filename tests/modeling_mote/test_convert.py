@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from modeling_mote.processing import PROMPT_SETS, MoTEProcessor, encode_classes
-from modeling_mote.processing.label_sets import load_label_set
 from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -27,6 +25,8 @@ from transformers import (
 from modeling_mote import MoTEForVideoClassification, MoTEModel
 from modeling_mote import convert_mote_original as converter
 from modeling_mote.convert_mote_original import ConversionError, convert
+from modeling_mote.processing import PROMPT_SETS, MoTEProcessor, encode_classes
+from modeling_mote.processing.label_sets import load_label_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

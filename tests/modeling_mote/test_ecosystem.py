@@ -17,6 +17,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.utils import logging
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification, MoTEModel
 
@@ -376,6 +377,80 @@ def test_trainer_trains_and_evaluates(make_model, tmp_path):
     assert MoTEForVideoClassification.from_pretrained(tmp_path / "saved").config.training_classes_set
 
 
+@pytest.mark.parametrize("option", ["label_smoothing_factor", "compute_loss_func"])
+def test_options_of_trainer_that_take_the_labels_away_are_refused(make_model, tmp_path, option):
+    """Trainer would train on the routed pass alone, without the merged pass and the mean squared error."""
+    arguments = TrainingArguments(
+        str(tmp_path),
+        remove_unused_columns=False,
+        report_to=[],
+        use_cpu=True,
+        max_steps=1,
+        **({option: 0.1} if option == "label_smoothing_factor" else {}),
+    )
+    loss = {option: lambda outputs, labels, **_: outputs.logits.sum()} if option == "compute_loss_func" else {}
+    trainer = Trainer(make_model(), arguments, train_dataset=Clips(), data_collator=collate, **loss)
+    with pytest.raises(ValueError, match=f"config.label_smoothing .*{option}"):
+        trainer.train()
+
+
+def test_predictions_of_the_model_are_its_scores(make_model, tmp_path, candidates):
+    """Trainer gathers every output that is not named in the config: not the towers' states."""
+
+    def batch(clips):
+        return {"pixel_values_videos": collate(clips)["pixel_values_videos"], "class_embeds": candidates}
+
+    model = make_model(MoTEModel)
+    arguments = TrainingArguments(str(tmp_path), remove_unused_columns=False, report_to=[], use_cpu=True)
+    prediction = Trainer(model, arguments, data_collator=batch).predict(Clips(6))
+    with torch.no_grad():
+        expected = model(**batch([Clips(6)[index] for index in range(6)])).logits_per_video
+    close(torch.from_numpy(prediction.predictions), expected)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_every_parameter_that_takes_a_gradient_gets_one_under_ddp(classifier, videos, process_group, tmp_path, loaded):
+    """As Trainer wraps a model with activation checkpointing: without a search for unused parameters."""
+    if loaded:
+        classifier.save_pretrained(tmp_path / "saved")
+        classifier = MoTEForVideoClassification.from_pretrained(tmp_path / "saved")
+    classifier.train().activation_checkpointing_enable()
+    parallel = torch.nn.parallel.DistributedDataParallel(classifier)
+    for _ in range(3):
+        parallel(videos, labels=LABELS).loss.backward()
+    assert all(p.grad is not None for p in classifier.parameters() if p.requires_grad)
+    assert not any(p.requires_grad for name, p in classifier.named_parameters() if name.startswith("text_"))
+
+
+def test_input_embeddings_are_those_of_the_first_input(make_model):
+    model, classifier = make_model(MoTEModel), make_model()
+    assert model.get_input_embeddings() is model.text_model.embeddings.token_embedding
+    assert classifier.get_input_embeddings() is classifier.vision_model.embeddings.patch_embedding
+    fresh = torch.nn.Embedding(99, 128)
+    model.set_input_embeddings(fresh)
+    assert model.text_model.embeddings.token_embedding is fresh
+
+
+def test_quantised_weights_are_not_merged(make_model, videos, tmp_path):
+    model = make_model()
+    model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    with pytest.raises(ValueError, match="quantised: load it without quantisation, merge_experts"):
+        model.merge_experts()
+    model = make_model()
+    for layer in model.temporal_model.layers:
+        layer.mlp.up_proj = torch.nn.Parameter(layer.mlp.up_proj.detach().mul(100).to(torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match="quantised"):
+        model.merge_experts()
+    assert not model.config.temporal_config.experts_merged
+
+
 def test_accumulation_gives_the_loss_and_step_of_the_whole_batch(make_model, tmp_path):
     results = []
     for batch, accumulation in ((4, 1), (1, 4)):
@@ -491,3 +566,45 @@ def test_config_and_model_types_are_registered(tmp_path, make_config):
     assert type(AutoConfig.from_pretrained(tmp_path)) is MoTEConfig
     assert type(AutoModel.from_config(make_config())) is MoTEModel
     assert type(AutoModelForVideoClassification.from_config(make_config())) is MoTEForVideoClassification
+
+
+def test_an_adapter_on_classes_that_were_set_later(peft, make_model, make_classes, videos, tmp_path, caplog):
+    """PEFT saves no training classes: the adapter would be loaded onto the checkpoint's own."""
+    make_model().save_pretrained(tmp_path / "base")
+    names, embeds = [f"new {index}" for index in range(20)], make_classes(20, seed=9)
+
+    def base():
+        return MoTEForVideoClassification.from_pretrained(tmp_path / "base")
+
+    model = base()
+    model.set_training_classes(names, embeds)
+    tuned = peft.get_peft_model(model, attention_adapter(peft)).train()
+    logging.warning_once.cache_clear()
+    for _ in range(2):
+        tuned(pixel_values_videos=videos, labels=LABELS)
+    assert caplog.text.count('modules_to_save=["seen_classes"]') == 1
+
+    model = base()
+    model.set_training_classes(names, embeds)
+    model.add_adapter(attention_adapter(peft))
+    with pytest.raises(ValueError, match="An adapter's files hold no training classes"):
+        model.save_pretrained(tmp_path / "lost")
+
+    caplog.clear()
+    adapter = attention_adapter(peft)
+    adapter.modules_to_save = ["seen_classes"]
+    model = base()
+    model.set_training_classes(names, embeds)
+    tuned = peft.get_peft_model(model, adapter)
+    logging.warning_once.cache_clear()
+    tuned.train()(pixel_values_videos=videos, labels=LABELS)
+    assert "modules_to_save" not in caplog.text
+    with torch.no_grad():
+        expected = tuned.eval()(pixel_values_videos=videos).logits
+        tuned.save_pretrained(tmp_path / "adapter")
+        again = peft.PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
+        with pytest.raises(ValueError, match="The names in config.id2label are not those"):
+            again(pixel_values_videos=videos)
+        again.base_model.model.set_training_classes(names, embeds)
+        close(again(pixel_values_videos=videos).logits, expected)
+        assert again.config.id2label[7] == "new 7"

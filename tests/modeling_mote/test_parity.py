@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from modeling_mote.processing.protocols import score_views
 from safetensors.torch import load_file
 
 from modeling_mote import MoTEForVideoClassification, MoTEModel
 from modeling_mote.convert_mote_original import convert, infer_config, key_table, read_checkpoint
 from modeling_mote.modeling_mote import merging_weights
+from modeling_mote.processing.protocols import score_views
 
 pytestmark = pytest.mark.shared
 

@@ -110,6 +110,49 @@ def test_one_class_is_a_classification_too(make_model, videos):
     assert model.config.problem_type is None
 
 
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (torch.zeros(2, 20), r"got torch.float32 of shape \[2, 20\]"),
+        (torch.zeros(2), r"got torch.float32 of shape \[2\]"),
+        (torch.zeros(2, dtype=torch.bool), "got torch.bool"),
+        (torch.zeros(2, 1, dtype=torch.long), r"of shape \[2, 1\]"),
+        (torch.zeros(3, dtype=torch.long), r"one class for each of 2 videos, as integers of shape \[2\]"),
+        (torch.tensor(1), r"of shape \[\]"),
+    ],
+)
+def test_labels_that_are_no_class_indices_are_refused(classifier, videos, labels, sentence):
+    for mode in (True, False):
+        with pytest.raises(ValueError, match=f"labels must hold the index of .*{sentence}"):
+            classifier.train(mode)(videos, labels=labels)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_labels_of_other_integers(classifier, videos, dtype):
+    assert classifier(videos, labels=LABELS.to(dtype)).loss == classifier(videos, labels=LABELS).loss
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_other_kinds_of_problem_are_refused(classifier, videos, tmp_path, kind):
+    classifier.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"one class per video .*{kind}.* is not supported"):
+        MoTEForVideoClassification.from_pretrained(tmp_path, problem_type=kind)
+    classifier.config.problem_type = kind  # set later
+    with pytest.raises(ValueError, match=f"one class per video .*{kind}.* is not supported"):
+        classifier(videos, labels=LABELS)
+    classifier.config.problem_type = "single_label_classification"
+    assert classifier(videos, labels=LABELS).loss.isfinite()
+
+
+def test_training_without_labels_is_refused(learner, videos, draws):
+    """Whoever forgot eval(), or took the labels away, would get the scores of a random expert."""
+    with pytest.raises(ValueError, match=r"In train\(\) mode forward needs labels.* call eval\(\) to score"):
+        learner(videos)
+    assert learner(videos, mixture=draws["mixture"]).loss is None  # a loss of one's own, over a draw of one's own
+    assert learner.merge_experts()(videos).loss is None  # nothing is drawn any more
+
+
 def test_other_classes_in_training(learner, videos, candidates, draws):
     output = learner(videos, labels=torch.tensor([3, 11]), class_embeds=candidates, **draws)
     assert output.logits.shape == (2, 12) and output.modulation.tolist() == [1.0, 1.0]
