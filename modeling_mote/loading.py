@@ -4,17 +4,18 @@ Every command, the app, export, search and training load through here, so that w
 once: MoTE weights that are all there and finite, temporal layers that were trained, a processor that fits.
 """
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoProcessor, AutoTokenizer, CLIPConfig, PreTrainedConfig, pipeline
-from transformers.utils import logging
+from transformers import AutoProcessor, AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig, pipeline
+from transformers.utils import cached_file, logging
 
 from . import registration  # noqa: F401  AutoProcessor and pipeline() know MoTE then
-from .configuration_mote import MoTEConfig
+from .configuration_mote import STARTS_FROM, MoTEConfig, check_folder
 from .modeling_mote import MoTEForVideoClassification, MoTEModel
 from .processing import MoTEProcessor, MoTEVideoProcessor, ZeroShotVideoClassificationPipeline
 
@@ -40,16 +41,26 @@ def model_type_of(model: str) -> str:
             f"{model} is a file, not a checkpoint folder: convert the authors' .pt files with `mote convert`."
         )
     if path.is_dir() and not (path / "config.json").is_file():
-        below = next((name for name in ("model", "best") if (path / name / "config.json").is_file()), None)
-        hint = f": {path / below} is one" if below else ": it holds no config.json"
-        raise CheckpointError(f"{model} is no checkpoint{hint}.")
+        raise CheckpointError(f"{model} is no checkpoint: {_what_else(path)}.")
     try:
+        check_folder(model)
         config, _ = PreTrainedConfig.get_config_dict(model)
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"There is no folder {model}, and it could not be loaded from the Hub ({first_sentence(error)})."
-        ) from error
+        what = "Its config.json can't be read" if path.is_dir() else "It is no folder here, and not had from the Hub"
+        raise CheckpointError(f"{model} can't be loaded. {what}: {first_sentence(error)}.") from error
     return str(config.get("model_type"))
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder without config.json is."""
+    for name in ("model", "best"):
+        if (folder / name / "config.json").is_file():
+            return f"{folder / name} is one"
+    if (folder / "adapter_config.json").is_file():
+        return "it holds an adapter; merge it into its checkpoint (merge_and_unload) and save that"
+    return "it holds no config.json"
 
 
 @overload
@@ -112,7 +123,7 @@ def check_is_mote(model: str) -> None:
     if kind == CLIPConfig.model_type:
         raise CheckpointError(f"{model} is a bare CLIP, whose temporal layers are not there yet: {TRAIN_FIRST}.")
     if kind != MoTEConfig.model_type:
-        raise CheckpointError(f"{model} holds a model of type {kind!r}, not a MoTE checkpoint.")
+        raise CheckpointError(f"{model} holds a model of type {kind!r}, not a MoTE. {STARTS_FROM}.")
 
 
 def load_processor(model: str) -> MoTEProcessor:
@@ -155,7 +166,8 @@ def load_pipeline(
         CheckpointError: see `load_model` and `load_processor`.
     """
     loaded, processor = load_checkpoint(model, device=device)
-    if merge and not loaded.config.temporal_config.experts_merged:
+    quantised = getattr(loaded.config, "quantization_config", None) is not None
+    if merge and not quantised and not loaded.config.temporal_config.experts_merged:
         loaded.merge_experts()
     return pipeline(  # type: ignore[call-overload]
         "zero-shot-video-classification", model=loaded, processor=processor, device=loaded.device
@@ -180,10 +192,7 @@ def load_to_train(
     """
     kind = model_type_of(model)
     if kind not in (CLIPConfig.model_type, MoTEConfig.model_type):
-        raise CheckpointError(
-            f"{model} holds a model of type {kind!r}: MoTE starts from a CLIP (model type 'clip', such as "
-            "openai/clip-vit-base-patch16), or goes on from a MoTE."
-        )
+        raise CheckpointError(f"{model} holds a model of type {kind!r}. {STARTS_FROM}.")
     with _one_sentence(model), _without_report():
         loaded, info = MoTEForVideoClassification.from_pretrained(
             model,
@@ -201,6 +210,51 @@ def load_to_train(
         processor.num_frames = num_frames
         return loaded, processor
     return loaded, new_processor(model, loaded.config, num_frames)
+
+
+def read_record(model: str, name: str) -> dict[str, Any]:
+    """What was recorded with a checkpoint when it was made.
+
+    Args:
+        model: folder or Hub id.
+        name: `training.json` of `mote train`, or `conversion.json` of `mote convert`.
+
+    Returns:
+        the record; {} if there is none.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
+    path = Path(model) / name
+    if not Path(model).is_dir():
+        path = Path(cached_file(model, name, _raise_exceptions_for_missing_entries=False) or path)
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({first_sentence(error)}): restore or remove it.") from error
+    return record if isinstance(record, dict) else {}
+
+
+def load_clip(clip: str) -> CLIPModel:
+    """A whole CLIP in float32.
+
+    Args:
+        clip: folder or Hub id.
+
+    Raises:
+        CheckpointError: for any other kind of model, or one that lacks weights.
+    """
+    kind = model_type_of(clip)
+    if kind != CLIPConfig.model_type:
+        raise CheckpointError(f"{clip} holds a model of type {kind!r}, not a CLIP (model type 'clip').")
+    with _one_sentence(clip), _without_report():
+        loaded: Any = CLIPModel.from_pretrained(clip, dtype=torch.float32, output_loading_info=True)
+    model, info = loaded
+    if lacking := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{clip} lacks {len(lacking)} of its weights, {lacking[0]} to begin with.")
+    return model
 
 
 def new_processor(clip: str, config: MoTEConfig, num_frames: int) -> MoTEProcessor:
@@ -284,11 +338,14 @@ __all__ = [
     "CheckpointError",
     "check_is_mote",
     "find_device",
+    "first_sentence",
     "load_checkpoint",
+    "load_clip",
     "load_model",
     "load_pipeline",
     "load_processor",
     "load_to_train",
     "model_type_of",
     "new_processor",
+    "read_record",
 ]

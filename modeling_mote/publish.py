@@ -21,7 +21,7 @@ from huggingface_hub.utils import logging as hub_logging
 from .cards import bare_card, published_card, read_card, training_card
 from .configuration_mote import MoTEConfig
 from .feature_cache import fingerprint
-from .loading import first_sentence, load_checkpoint
+from .loading import first_sentence, load_checkpoint, read_record
 from .modeling_mote import MoTEModel
 from .results import file_name, named_results, read_result
 
@@ -207,7 +207,7 @@ def stage_checkpoint(
         curves=(staged / "curves.png").is_file(),
         folded_now=folds,
         license=license,
-        base=read_record(folder, "training.json").get("arguments", {}).get("model"),
+        base=read_record(str(folder), "training.json").get("arguments", {}).get("model"),
     )
     (staged / "README.md").write_text(str(written), "utf-8")
 
@@ -248,7 +248,7 @@ def card_content(folder: Path, card: Path | None, config: MoTEConfig) -> str:
     path = card or folder / "README.md"
     if path.is_file():
         return read_card(path)
-    record = read_record(folder, "training.json")
+    record = read_record(str(folder), "training.json")
     settings = record.get("arguments", {})
     if not {"data", "model"} <= settings.keys():
         return bare_card(folder.resolve().name, config)
@@ -260,22 +260,6 @@ def card_content(folder: Path, card: Path | None, config: MoTEConfig) -> str:
         step=record.get("step"),
         validation=record.get("validation"),
     )
-
-
-def read_record(folder: Path, name: str) -> dict[str, Any]:
-    """`training.json` or `conversion.json` of a checkpoint; {} if it has none.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    path = folder / name
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({first_sentence(error)}): restore or remove it.") from error
-    return record if isinstance(record, dict) else {}
 
 
 def read_text(path: Path) -> str:

@@ -142,6 +142,21 @@ def add_to_card(card: ModelCard, results: Mapping[str, Mapping[str, Any]], model
     data.eval_results = kept + [entry for name, result in results.items() for entry in index_entries(name, result)]
 
 
+def update_card(path: Path, result: Mapping[str, Any]) -> None:
+    """Put a result into the `model-index` of a card on disk.
+
+    Args:
+        path: the card.
+        result: the result.
+
+    Raises:
+        OSError: if it can't be written; it is as it was then.
+    """
+    card = ModelCard.load(path)
+    add_to_card(card, {full_name(result): result}, path.resolve().parent.name)
+    write_whole(path, str(card))
+
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 
@@ -248,5 +263,6 @@ __all__ = [
     "read_result",
     "result_folder",
     "results_table",
+    "update_card",
     "write_result",
 ]

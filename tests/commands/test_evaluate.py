@@ -1,26 +1,41 @@
 """The evaluation script: exact numbers on any number of processes, nothing half-set, nothing passed over."""
 
 import csv
+import io
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from huggingface_hub import ModelCard
-from modeling_mote.processing import encode_classes
-from modeling_mote.processing.label_sets import load_label_set
-from modeling_mote.processing.protocols import half_classes_accuracy, half_classes_score, score_views
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel
 
-from modeling_mote import MoTEModel
+from modeling_mote import MoTEModel, evaluation
 from modeling_mote.blending import blend_with_clip
+from modeling_mote.commands.command_line import run_command
 from modeling_mote.convert_mote_original import convert
+from modeling_mote.processing import encode_classes
+from modeling_mote.processing.label_sets import LabelSet, load_label_set
+from modeling_mote.processing.protocols import half_classes_accuracy, half_classes_score, score_views
+from modeling_mote.results import (
+    checkpoint_name,
+    confusion_picture,
+    full_name,
+    result_folder,
+    results_table,
+    write_result,
+)
 
 from .mini_hub import MiniHub
+from .tiny import save_mote, save_trained
 
 # The test lists that the clips of a UCF101 in miniature are in: 7, 5 and 3 videos; one is broken, one is missing.
 UCF = {"Archery": (1, 2, 3), "Biking": (1, 1, 2), "Bowling": (1, 2, 1), "Diving": (2, 3, 1), "Fencing": (1, 3, 2)}
@@ -56,21 +71,16 @@ def ucf(tmp_path_factory, write_video):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, train_script, clip_folder, train_list, fresh_accelerate):
-    """A MoTE trained on the three classes, its image tower too."""
-    output = tmp_path_factory.mktemp("trained")
-    options = {"model": str(clip_folder), "output": str(output), "data": str(train_list), "validation_split": "none"}
-    options |= {"epochs": 3, "warmup_epochs": 0, "batch_size": 4, "lr": 1e-2, "clip_lr": 1e-2, "num_workers": 0}
-    fresh_accelerate()
-    train_script.train(train_script.Arguments(**options))
-    return output / "model"
+def checkpoint(tmp_path_factory, clip_folder):
+    """A MoTE trained on three classes, its image tower too."""
+    return save_trained(tmp_path_factory.mktemp("trained") / "model", clip_folder)
 
 
 @pytest.fixture(scope="module")
 def options(ucf, checkpoint, tmp_path_factory):
     return {
         "protocol": "ucf101-zero-shot",
-        "checkpoint": str(checkpoint),
+        "model": str(checkpoint),
         "data_dir": str(ucf),
         "cache_dir": str(tmp_path_factory.mktemp("cache")),
         "num_workers": 0,
@@ -79,25 +89,43 @@ def options(ucf, checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(evaluate_script, options, fresh_accelerate, tmp_path_factory):
+def run(options, fresh_accelerate, tmp_path_factory):
     """`run(**changes)`: the result, and the scores [n, c] of each list, NaN for videos that could not be read."""
 
-    def evaluate(**changes):
+    def score(**changes):
         kept = []
-        write_results = evaluate_script.write_results
 
-        def keep(output, result, tables, bad):
+        def keep(folder, result, tables, bad):
             kept.extend(scores for _, scores, _ in tables)
-            write_results(output, result, tables, bad)
+            write_result(folder, result, tables, bad)
 
         given = options | {"output": str(tmp_path_factory.mktemp("result"))} | changes
         fresh_accelerate()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluate_script, "write_results", keep)
-            script_arguments = {name: value for name, value in given.items() if value is not None}
-            return evaluate_script.evaluate(evaluate_script.Arguments(**script_arguments)), kept
+            patch.setattr(evaluation, "write_result", keep)
+            given = {name: value for name, value in given.items() if value is not None}
+            result, _ = evaluation.evaluate(accelerator=Accelerator(cpu=True), **given)
+            return result, kept
 
-    return evaluate
+    return score
+
+
+def command_line(given):
+    return [f"--{name}={value}" for name, value in given.items() if value is not None]
+
+
+@pytest.fixture
+def refused(options, fresh_accelerate, capsys, tmp_path):
+    """`refused(**changes)`: the sentence with which the command stops, its exit code being 1."""
+
+    def refuse(**changes):
+        fresh_accelerate()
+        code = run_command("evaluate", command_line(options | {"output": tmp_path / "result"} | changes))
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert code == 1 and last.startswith("error: "), last
+        return last.removeprefix("error: ")
+
+    return refuse
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +166,7 @@ def test_the_scores_are_the_protocols(plain, checkpoint, clip_folder, ucf):
     assert result["alpha"] == 0.99 and result["clip"] == str(clip_folder)
 
 
-def test_the_result_and_its_files(plain, evaluate_script, checkpoint):
+def test_the_result_and_its_files(plain):
     result, _, out = plain
     assert json.loads((out / "result.json").read_text()) == result
     assert (result["num_scored"], result["num_listed"]) == (13, 15)
@@ -159,14 +187,15 @@ def test_the_result_and_its_files(plain, evaluate_script, checkpoint):
     bad = read_csv(out / "bad_videos.csv")
     assert [(row["part"], Path(row["video"]).stem) for row in bad] == [("split1", BROKEN), ("split2", MISSING)]
     assert all(row["reason"] for row in bad)
-    table = evaluate_script.table_row(result)
-    top1, scored = 100 * result["top1"]["mean"], 100 * np.mean([part["top1_scored"] for part in result["parts"]])
-    assert f"| ucf101-zero-shot, allow_empty_classes=True | 13 of 15 | 3x1 | 8 | {top1:.1f} ±" in table
-    assert f"| {scored:.1f} | {checkpoint} |" in table
+    row = results_table({"mine": result}).splitlines()[-1]
+    top1, std = 100 * result["top1"]["mean"], 100 * result["top1"]["std"]
+    scored = 100 * np.mean([part["top1_scored"] for part in result["parts"]])
+    assert row.startswith(f"| mine | 13 of 15 | 3x1 | 8 | 0.99 | on | {top1:.1f} ± {std:.1f} | {scored:.1f} | ")
     with Image.open(out / "confusion.png") as picture:
         picture.load()
         assert picture.format == "PNG" and min(picture.size) > 100
     assert sorted(path.name for path in out.iterdir()) == [
+        ".lock",
         "bad_videos.csv",
         "confusion.png",
         "per_class.csv",
@@ -194,7 +223,7 @@ def test_bad_videos_are_wrong_and_the_accuracy_over_the_others_beside(plain):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"alpha": 0.5}, {"no_modulation": True}, {"merge_temperature": "0.6"}, {"labels": "REPHRASED"}],
+    [{"alpha": 0.5}, {"modulate": False}, {"merge_temperature": "0.6"}, {"labels": "REPHRASED"}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_what_a_flag_changes_is_in_the_result(run, plain, changes, tmp_path):
@@ -203,10 +232,15 @@ def test_what_a_flag_changes_is_in_the_result(run, plain, changes, tmp_path):
         changes = {"labels": str(tmp_path / "rephrased.txt")}
         names = list(load_label_set("ucf101").classes)
         names[names.index("Archery")] = "person using a bow"
+        names[names.index("YoYo")] = "yoyo"  # a name in a file becomes words, and the tiny tokenizer knows no "Yo"
         (tmp_path / "rephrased.txt").write_text("\n".join(names))
     result, (other, *_) = run(**changes)
-    name = {"no_modulation": "modulation"}.get(next(iter(changes)), next(iter(changes)))
-    value = False if name == "modulation" else changes[name]
+    name = {"modulate": "modulation"}.get(next(iter(changes)), next(iter(changes)))
+    value = (
+        {"modulation": False, "labels": "rephrased.txt"}.get(name)
+        if name in ("modulation", "labels")
+        else changes[name]
+    )
     assert result["deviations"] == {name: value, "allow_empty_classes": True}
     assert np.nanmax(np.abs(other - first)) > 1e-7
     for part, before in zip(result["parts"], unchanged["parts"], strict=True):
@@ -219,7 +253,7 @@ def test_alpha_1_needs_no_clip_and_leaves_the_weights(run, checkpoint, tmp_path)
     alone = tmp_path / "alone"
     shutil.copytree(checkpoint, alone)
     (alone / "training.json").unlink()
-    result, _ = run(checkpoint=str(alone), alpha=1.0)
+    result, _ = run(model=str(alone), alpha=1.0)
     assert result["alpha"] == 1.0 and result["clip"] is None and result["deviations"]["alpha"] == 1.0
 
 
@@ -283,31 +317,38 @@ def trained_with(checkpoint, tmp_path):
     return copy
 
 
-def test_few_shot_scores_what_was_trained_with_its_shots(run, trained_with, refusal, evaluate_script, options, capsys):
-    given = {"protocol": "ucf101-few-shot", "checkpoint": trained_with(shots=4)}
+def test_few_shot_scores_what_was_trained_with_its_shots(run, trained_with, refused):
+    given = {"protocol": "ucf101-few-shot", "model": trained_with(shots=4)}
     result, _ = run(**given)
     assert result["deviations"] == {"shots": 4, "allow_empty_classes": True, "training_classes": "others"}
-    assert "ucf101-few-shot, allow_empty_classes=True, shots=4" in capsys.readouterr().out
+    assert full_name(result).startswith("ucf101-few-shot, allow_empty_classes=True, shots=4")
     assert result["views"] == "1x1" and result["num_listed"] == 7
-    unknown, _ = run(protocol="ucf101-few-shot", checkpoint=trained_with(record=False), alpha=1.0)
+    unknown, _ = run(protocol="ucf101-few-shot", model=trained_with(record=False), alpha=1.0)
     assert unknown["deviations"]["shots"] == "not recorded"
     for shots in (None, 3):
-        message = refusal(evaluate_script, options | given | {"checkpoint": trained_with(shots=shots)})
-        assert "scores a model trained on 2 or 4 or 8 or 16 clips a class" in message
-        assert f"was trained with --shots {shots}" in message
+        message = refused(**given | {"model": trained_with(shots=shots)})
+        assert "scores a model trained on 2 or 4 or 8 or 16 clips per class" in message
+        assert f"was trained with shots {shots}" in message
 
 
 # --------------------------------------------------------------------------------------------------------- model cards
 
 
-def test_the_card_gets_the_result_once(run, checkpoint, tmp_path):
-    card, given = tmp_path / "README.md", {"card": str(tmp_path / "README.md"), "protocol": "ucf101-zero-shot"}
+def test_the_card_gets_the_result_once(options, fresh_accelerate, checkpoint, tmp_path):
+    card = tmp_path / "README.md"
     shutil.copy(checkpoint / "README.md", card)
     card.write_text(card.read_text().replace("---\n", "---\nlicense: apache-2.0\n", 1) + "Text that stays.\n")
-    result, _ = run(**given)
-    run(**given, alpha=0.5)
+
+    def run(name, **changes):
+        fresh_accelerate()
+        given = options | {"card": card, "output": tmp_path / name} | changes
+        assert run_command("evaluate", command_line(given)) == 0
+        return json.loads((tmp_path / name / "result.json").read_text())
+
+    result = run("first")
+    run("other", alpha=0.5)
     first = card.read_text()
-    run(**given)
+    run("again")
     assert card.read_text().count("top1, 3x1 views") == 2 and len(card.read_text()) == len(first)
     loaded = ModelCard.load(card)
     loaded.data.to_yaml()
@@ -380,33 +421,35 @@ def test_blending_stays_between_the_two(alpha, checkpoint, clip_folder):
 
 BAD_INPUT = {
     "an unknown protocol": ({"protocol": "ucf-101"}, "Unknown protocol 'ucf-101'; choose one of kinetics400-1x1"),
-    "data for a benchmark": ({"data": "x.csv"}, "scores ucf101: give its folder as --data_dir, not --data"),
-    "no data": ({"protocol": "half-classes"}, "scores data of your choice: name it with --data"),
+    "data for a benchmark": ({"data": "x.csv"}, "scores ucf101: give its folder as `data_dir`, not as `data`"),
+    "no data": ({"protocol": "half-classes"}, "scores data of your choice: name it as `data`"),
     "no data_dir": ({"data_dir": None}, "`data_dir` is missing"),
     "a wrong data_dir": ({"data_dir": "nowhere"}, "nowhere is not a folder"),
     "missing lists": ({"data_dir": "EMPTY"}, "The list classInd.txt is not under"),
     "classes without a clip": ({"allow_empty_classes": None}, "96 of 101 classes have no clip in split test"),
-    "no checkpoint": ({"checkpoint": "no/where/at/all"}, "no/where/at/all"),
-    "damaged weights": ({"checkpoint": "NAN"}, "gives scores that are no numbers: its weights are damaged"),
-    "weights of another width": ({"checkpoint": "WIDTH"}, "its weights do not fit its config.json"),
+    "no checkpoint": ({"model": "no/where/at/all"}, "no/where/at/all"),
+    "damaged weights": ({"model": "NAN"}, "is damaged: temporal_model.position_embedding.weight holds values"),
+    "weights of another width": ({"model": "WIDTH"}, "its weights do not fit its config.json"),
+    "an untrained model": ({"model": "UNTRAINED"}, "were never trained"),
     "a CLIP of another width": ({"clip": "WIDE CLIP"}, "The CLIP to blend with has another image tower"),
-    "no CLIP to blend with": ({"checkpoint": "UNRECORDED"}, "name the CLIP that"),
-    "an alpha too large": ({"alpha": 1.5}, "alpha must be between 0 (CLIP) and 1 (fine-tuned), got 1.5"),
-    "blended before": ({"checkpoint": "BLENDED"}, "was converted with alpha 0.5, not 0.99: convert it again"),
+    "no CLIP to blend with": ({"model": "UNRECORDED"}, "name the CLIP that"),
+    "blended before": ({"model": "BLENDED"}, "was converted with alpha 0.5, not 0.99: convert it again"),
+    "a damaged record": ({"model": "BAD RECORD"}, "conversion.json is damaged"),
     "a temperature of 0": ({"merge_temperature": "0"}, "temperature must be a number other than 0"),
     "a missing file of labels": ({"labels": "nowhere.txt"}, "Label file nowhere.txt does not exist"),
     "too few labels": ({"labels": "TWO"}, "names 2 classes, but ucf101 has 101"),
     "one file for several lists": (
         {"protocol": "kinetics600-zero-shot", "labels": "TWO"},
-        "has several lists of classes, which one file of --labels can't rephrase",
+        "has several lists of classes, which one file of labels can't rephrase",
     ),
-    "no such card": ({"card": "nowhere.md"}, "--card nowhere.md: no such file"),
+    "no such card": ({"card": "nowhere.md"}, "--card nowhere.md: there is no such file"),
+    "an output that is a file": ({"output": "TWO"}, "two.txt"),
 }
 
 
 @pytest.mark.parametrize("changes, sentence", BAD_INPUT.values(), ids=BAD_INPUT.keys())
 def test_bad_input_is_refused_in_a_sentence(
-    changes, sentence, refusal, evaluate_script, options, tmp_path, trained_with, checkpoint, make_clip
+    changes, sentence, refused, tmp_path, trained_with, checkpoint, clip_folder, make_clip
 ):
     def damaged():
         model, folder = MoTEModel.from_pretrained(checkpoint), trained_with()
@@ -426,6 +469,11 @@ def test_bad_input_is_refused_in_a_sentence(
         Path(folder, "conversion.json").write_text('{"alpha": 0.5, "clip": "clip"}')
         return folder
 
+    def bad_record():
+        folder = trained_with()
+        Path(folder, "conversion.json").write_text("{")
+        return folder
+
     (tmp_path / "two.txt").write_text("archery\nbiking\n")
     (tmp_path / "empty").mkdir()
     made = {
@@ -434,29 +482,139 @@ def test_bad_input_is_refused_in_a_sentence(
         "WIDTH": another_width,
         "WIDE CLIP": lambda: str(make_clip(tmp_path / "wide", width=24)),
         "UNRECORDED": lambda: trained_with(record=False),
+        "UNTRAINED": lambda: str(save_mote(tmp_path / "untrained", clip_folder, trained=False)),
+        "BAD RECORD": bad_record,
         "BLENDED": blended,
         "TWO": lambda: str(tmp_path / "two.txt"),
     }
     changes = {name: made.get(value, lambda value=value: value)() for name, value in changes.items()}
-    given = options | {"output": str(tmp_path / "result")} | changes
-    given = {name: value for name, value in given.items() if value is not None}
-    assert sentence in refusal(evaluate_script, given)
-    assert not (tmp_path / "result").exists()
+    assert sentence in refused(**changes)
+    result = tmp_path / "result"
+    assert not result.exists() or [path.name for path in result.iterdir()] == [".lock"]
 
 
-def test_a_full_disk_loses_no_number(plain, refusal, evaluate_script, options, full_disk, tmp_path, capsys):
-    with full_disk(3_000):  # the class features are there
-        message = refusal(evaluate_script, options | {"output": str(tmp_path / "result")})
-    assert "File too large" in message
-    assert "| ucf101-zero-shot, allow_empty_classes=True | 13 of 15 | 3x1 |" in capsys.readouterr().out
-    assert not any(path.name.startswith(".") or path.suffix == ".json" for path in (tmp_path / "result").iterdir())
+def test_a_full_disk_loses_no_number(plain, refused, full_disk, tmp_path):
+    """`result.json` is written first; the pictures, which are larger, can be made by the same command later."""
+    with full_disk(60_000):  # the class features are there
+        assert "File too large" in refused()
+    files = {path.name for path in (tmp_path / "result").iterdir()}
+    assert json.loads((tmp_path / "result" / "result.json").read_text())["num_scored"] == 13
+    assert "confusion.png" not in files and any(name.startswith("scores-") for name in files)
 
 
-def test_it_runs_as_a_script_beside_the_library_of_its_name(start, options, tmp_path):
-    process = start("evaluate", options | {"output": str(tmp_path / "result")})
+# ----------------------------------------------------------------------------------------------------------- work kept
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing(run, plain, tmp_path, monkeypatch):
+    expected, scores, _ = plain
+    output, read = str(tmp_path / "result"), []
+    original = evaluation.ClipReader.__call__
+
+    def count(reader, index):
+        if len(read) == 5:
+            raise KeyboardInterrupt
+        read.append(reader.clips.name(index))
+        return original(reader, index)
+
+    monkeypatch.setattr(evaluation.ClipReader, "__call__", count)
+    with pytest.raises(KeyboardInterrupt):
+        run(output=output, batch_size=2)
+    log = next(Path(output).glob("scores-*.jsonl"))
+    assert len(read) == 5 and "result.json" not in os.listdir(output)
+    log.write_bytes(log.read_bytes() + b'{"part": 0, "index": 6, "sco')  # as a kill may cut it
+    monkeypatch.setattr(
+        evaluation.ClipReader, "__call__", lambda reader, index: (read.append(0), original(reader, index))[1]
+    )
+    result, again = run(output=output, batch_size=2)
+    assert len(read) == 5 + 15 - 3  # two batches were kept; what could not be read is tried again
+    for found, whole in zip(again, scores, strict=True):
+        np.testing.assert_allclose(found, whole, rtol=1e-6)
+    assert result["parts"] == expected["parts"]
+    assert not list(Path(output).glob("scores-*"))
+    run(output=output)
+    assert len(read) == 5 + 15 - 3  # it was there
+
+
+def test_a_process_that_dies_costs_its_clip(run, plain, tmp_path, monkeypatch):
+    expected, (first, *_), _ = plain
+    original = evaluation.ClipReader.__call__
+
+    def die(reader, index):
+        if "v_Biking_g01_c01" in reader.clips.name(index):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(reader, index)
+
+    monkeypatch.setattr(evaluation.ClipReader, "__call__", die)
+    result, (scores, *_) = run(output=str(tmp_path / "result"), num_workers=2)
+    assert (result["num_scored"], result["num_listed"]) == (12, 15)
+    bad = {Path(row["video"]).stem: row["reason"] for row in read_csv(tmp_path / "result" / "bad_videos.csv")}
+    assert set(bad) == {BROKEN, MISSING, "v_Biking_g01_c01"} and "SIGKILL" in bad["v_Biking_g01_c01"]
+    lost = np.isnan(scores).any(axis=1) & ~np.isnan(first).any(axis=1)
+    assert lost.sum() == 1
+    np.testing.assert_allclose(scores[~lost], first[~lost], rtol=1e-6)
+
+
+def test_results_of_several_checkpoints_lie_side_by_side(run, checkpoint, trained_with, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = MoTEModel.from_pretrained(checkpoint)
+    model.temporal_model.position_embedding.weight.data += 1
+    other = trained_with()
+    model.save_pretrained(other)
+    first, _ = run(output=None)
+    second, _ = run(output=None, model=other)
+    run(output=None, alpha=0.5)
+    folders = sorted((tmp_path / "results" / "ucf101-zero-shot").iterdir())
+    assert len(folders) == 3
+    names = {
+        json.loads((folder / "result.json").read_text())["checkpoint_sha256"][:8]: folder.name for folder in folders
+    }
+    for result in (first, second):
+        sha256 = result["checkpoint_sha256"]
+        name = checkpoint_name(result["checkpoint"])
+        assert (
+            tmp_path / result_folder("ucf101-zero-shot", result["deviations"], result["checkpoint"], sha256, "")
+        ).is_dir()
+        assert sha256[:8] in names and name.lower() in " ".join(names.values())
+    taken = str(folders[0])
+    held = (folders[0] / "result.json").read_text()
+    with pytest.raises(ValueError, match="holds another result"):
+        run(output=taken, batch_size=3, modulate=False)
+    assert (folders[0] / "result.json").read_text() == held
+
+
+def test_a_checkpoint_is_called_by_the_last_of_its_path():
+    assert checkpoint_name("/home/me/runs/mine/model") == "mine-model"
+    assert checkpoint_name("org/mote-vitb16") == "mote-vitb16"
+    assert checkpoint_name("runs/mine/") == "mine"
+
+
+def test_a_class_may_be_called_anything():
+    names = ("$\\zzz$", "100% _{", "日本")
+    picture = confusion_picture("half-classes", LabelSet("$x", names), np.eye(3), np.arange(3))
+    with Image.open(io.BytesIO(picture)) as image:
+        image.load()
+        assert image.format == "PNG"
+
+
+def test_ctrl_c_is_one_line_and_loses_nothing(start, options, tmp_path):
+    """As users run it: a script beside the library of its name, with reading processes of their own."""
+    output = tmp_path / "result"
+    given = options | {"output": str(output), "num_workers": 2, "batch_size": 1, "protocol": "ucf101-zero-shot"}
+    process = start("evaluate", given)
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(path.stat().st_size > 100 for path in output.glob("scores-*.jsonl")):
+            process.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.002)
     out, err = process.communicate(timeout=200)
+    if process.returncode == 130:  # it had not been faster
+        assert err.splitlines()[-1] == "error: interrupted" and "Traceback" not in err
+        assert list(output.glob("scores-*.jsonl"))
+        process = start("evaluate", given)
+        out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    result = json.loads((tmp_path / "result" / "result.json").read_text())
+    result = json.loads((output / "result.json").read_text())
     assert "| 13 of 15 | 3x1 |" in out and "evaluate.py --protocol=ucf101-zero-shot" in result["command"]
 
 
@@ -470,7 +628,7 @@ def test_a_checkpoint_of_the_hub_brings_its_records_along(start, options, checkp
         results = {}
         for name in hub.files.copy():
             output = tmp_path / name
-            given = options | {"checkpoint": name, "output": str(output)}
+            given = options | {"model": name, "output": str(output)}
             process = start("evaluate", given, HF_HOME=str(tmp_path / "home"), **hub.environment)
             _, err = process.communicate(timeout=200)
             assert process.returncode == 0, err
