@@ -1,18 +1,15 @@
-"""Converts the authors' MoTE checkpoints (`MoTE_B16.pt`, `MoTE_L14.pt`) into a folder that transformers loads.
+"""The authors' MoTE checkpoints (`MoTE_B16.pt`, `MoTE_L14.pt`) as folders that transformers loads.
 
-    python -m modeling_mote.convert_mote_original \\
-        --checkpoint MoTE_B16.pt --clip openai/clip-vit-base-patch16 --output mote-vitb16
+    convert("MoTE_B16.pt", "openai/clip-vit-base-patch16", "mote-vitb16")
 
 Their file holds the fine-tuned image tower, the temporal head and the training classes' text features; the frozen text
-tower is CLIP's own. Prints what it wrote: sizes, and the blending weight alpha.
+tower is CLIP's own. `mote convert` is the command; `python -m modeling_mote.convert_mote_original` runs it too.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from .configuration_mote import MoTEConfig
+from .loading import first_sentence, load_clip, new_processor
 from .modeling_mote import MoTEForVideoClassification
-from .processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
+from .processing import encode_classes
+from .processing.files import whole_folder
 from .processing.label_sets import load_label_set, read_label_file
 
 # Authors' name → ours, in one block of either Transformer. `in_proj_*` holds q, k and v on top of one another.
@@ -74,11 +73,6 @@ class ConversionError(ValueError):
     """The input is not a MoTE checkpoint that can be converted with these arguments."""
 
 
-def one_line(error: Exception) -> str:
-    """An error's message without its line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], int | None]:
     """Reads the authors' file without running code from it.
 
@@ -90,47 +84,23 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torc
         ConversionError: if it is not a checkpoint of theirs.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"--checkpoint {path}: no such file.")
+        raise FileNotFoundError(f"There is no file {path}.")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way in which a file is not a checkpoint
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConversionError(f"--checkpoint {path} holds no plain PyTorch weights: {reason}") from error
+        raise ConversionError(f"{path} holds no plain PyTorch weights: {first_sentence(error)}.") from error
     parts = []
     for name in ("model_state_dict", "fusion_model_state_dict"):
         part = loaded.get(name) if isinstance(loaded, dict) else None
         if not isinstance(part, dict) or not all(
             isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in part.items()
         ):
-            raise ConversionError(f"--checkpoint {path} is not a MoTE checkpoint: it has no tensors under {name!r}.")
+            raise ConversionError(f"{path} is not a checkpoint of MoTE's authors: it has no tensors under {name!r}.")
         if broken := [key for key, value in part.items() if not value.isfinite().all()]:
-            raise ConversionError(f"--checkpoint {path} holds values that are not finite in {', '.join(broken)}.")
+            raise ConversionError(f"{path} holds values that are not finite in {', '.join(broken)}.")
         parts.append({key.removeprefix("module."): value.float() for key, value in part.items()})
     epoch = loaded.get("epoch")
     return parts[0], parts[1], epoch if isinstance(epoch, int) else None
-
-
-def load_clip(clip: str | os.PathLike) -> tuple[CLIPModel, Any]:
-    """Loads the pretrained CLIP, of which nothing may be missing, and its tokenizer.
-
-    Raises:
-        ConversionError: if `clip` is anything else.
-    """
-    try:
-        kind = CLIPConfig.get_config_dict(clip)[0].get("model_type")
-        if kind != CLIPConfig.model_type:
-            raise ConversionError(f"it is of model type {kind!r}, not a CLIP")
-        loaded: Any = CLIPModel.from_pretrained(clip, dtype=torch.float32, output_loading_info=True)
-        model, info = loaded
-        if info["missing_keys"]:
-            raise ConversionError(f"it lacks the weights {', '.join(sorted(info['missing_keys']))}")
-        tokenizer = AutoTokenizer.from_pretrained(clip)
-        # Where there are no files of one, transformers makes a tokenizer that knows no word.
-        if set(tokenizer("a photo of a person").input_ids) <= set(tokenizer.all_special_ids):
-            raise ConversionError("it has no tokenizer")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConversionError(f"--clip {clip} can't be used: {one_line(error)}") from error
-    return model, tokenizer
 
 
 def count(tensors: dict[str, torch.Tensor], pattern: str) -> int:
@@ -144,7 +114,7 @@ def infer_config(
     """The config of the temporal head, from its tensors' sizes; the towers' is CLIP's, which the image tower must fit.
 
     Raises:
-        ConversionError: where a size can't be told, or the image tower's depth is not that of `clip`.
+        ConversionError: if a size can't be told, or the image tower's depth is not that of `clip`.
     """
     layers, clip_layers = (
         count(image, r"visual\.transformer\.resblocks\.(\d+)\."),
@@ -152,7 +122,7 @@ def infer_config(
     )
     if layers != clip_layers:
         raise ConversionError(
-            f"The checkpoint's image tower has {layers} layers and --clip's {clip_layers}: "
+            f"The checkpoint's image tower has {layers} layers and the CLIP's {clip_layers}: "
             "name the CLIP that it was trained from."
         )
     sizes = ["frame_position_embeddings.weight", "spe_cls_feature", "transformer.resblocks.0.mlp.fc_up.0.weight"]
@@ -161,7 +131,7 @@ def infer_config(
     positions, seen, up = (head[key] for key in sizes)
     if seen.shape[1] != clip.config.projection_dim:
         raise ConversionError(
-            f"The checkpoint's features are {seen.shape[1]} wide and --clip's {clip.config.projection_dim}: "
+            f"The checkpoint's features are {seen.shape[1]} wide and the CLIP's {clip.config.projection_dim}: "
             "name the CLIP that it was trained from."
         )
     return MoTEConfig(
@@ -181,7 +151,7 @@ def infer_config(
 
 
 def key_table(config: MoTEConfig) -> Iterator[tuple[list[str], list[str]]]:
-    """Pairs of authors' keys and ours: one to one, one to three (q, k, v), or one an expert to a stacked tensor."""
+    """Pairs of authors' keys and ours: one to one, one to three (q, k, v), or one per expert to a stacked tensor."""
     for source, target in (IMAGE_TOWER | HEAD).items():
         yield [source], [target]
     temporal = config.temporal_config
@@ -242,7 +212,7 @@ def convert_state_dict(
 
 
 def merge_weights(head: dict[str, torch.Tensor], config: MoTEConfig) -> torch.Tensor | None:
-    """The merge at test that `mote_fusion_weight` stores, softmax of it a layer, [L, E]; None where it is uniform."""
+    """The merge at test that `mote_fusion_weight` stores, its softmax per layer, [L, E]; None if it is uniform."""
     temporal = config.temporal_config
     keys = [f"transformer.resblocks.{layer}.mlp.mote_fusion_weight" for layer in range(temporal.num_hidden_layers)]
     stored = {key: head.get(key, torch.zeros(temporal.num_experts)) for key in keys}
@@ -257,13 +227,13 @@ def class_names(
 ) -> list[str]:
     """Names of the training classes, n for features [n, d].
 
-    The label file's; else Kinetics-400's where every feature is nearest to its name's; else LABEL_i, with a warning.
+    The label file's; else Kinetics-400's if every feature is nearest to its name's; else LABEL_i, with a warning.
     """
     n = len(features)
     if labels is not None:
         names = list(read_label_file(Path(labels)).classes)
         if len(names) != n:
-            raise ConversionError(f"--labels {labels} names {len(names)} classes, but the checkpoint has {n}.")
+            raise ConversionError(f"{labels} names {len(names)} classes, but the checkpoint has {n}.")
         return names
     if n == 400:
         names = list(load_label_set("kinetics400").classes)
@@ -272,7 +242,7 @@ def class_names(
             return names
     warnings.warn(
         f"The checkpoint does not say what its {n} classes are called, and they are not Kinetics-400's in its order: "
-        f"naming them LABEL_0 to LABEL_{n - 1}. Pass --labels with a CSV of their names.",
+        f"naming them LABEL_0 to LABEL_{n - 1}. Pass a file of their names as labels.",
         stacklevel=3,
     )
     return [f"LABEL_{index}" for index in range(n)]
@@ -288,7 +258,7 @@ def card_stub(record: dict[str, Any], config: MoTEConfig) -> ModelCard:
     )
     text = f"""# MoTE
 
-Converted by `python -m modeling_mote.convert_mote_original` from `{record["checkpoint"]}`
+Converted by `mote convert` from `{record["checkpoint"]}`
 (SHA-256 `{record["checkpoint_sha256"]}`) and the CLIP `{record["clip"]}`.
 The image tower and the logit scale are {record["alpha"]} · fine-tuned + {1 - record["alpha"]:.4g} · CLIP;
 the authors score with 0.99. {config.num_labels} training classes, {config.num_frames} frames,
@@ -329,50 +299,26 @@ def convert(
         the model that was saved.
 
     Raises:
-        ConversionError: for anything but a MoTE checkpoint that fits the other arguments.
+        ConversionError: for anything but a checkpoint of theirs that fits the other arguments.
+        CheckpointError: if `clip` is no whole CLIP with a tokenizer.
         FileNotFoundError, FileExistsError: for a missing checkpoint, an output that is not empty.
     """
     checkpoint, output = Path(checkpoint), Path(output).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"--output {output} exists and is not an empty folder.")
+        raise FileExistsError(f"{output} exists and is not an empty folder.")
     if not 0 <= alpha <= 1:
-        raise ConversionError(f"--alpha must be between 0 (CLIP) and 1 (fine-tuned), got {alpha}.")
+        raise ConversionError(f"alpha must be between 0 (CLIP) and 1 (fine-tuned), got {alpha}.")
     image, head, epoch = read_checkpoint(checkpoint)
-    clip_model, tokenizer = load_clip(clip)
+    clip_model = load_clip(str(clip))
     config = infer_config(image, head, clip_model, num_frames)
-    converted = convert_state_dict(image, head, config)
-    merge = merge_weights(head, config)
-
+    processor = new_processor(str(clip), config, num_frames)
     model = MoTEForVideoClassification(config).eval()
-    state, pretrained = model.state_dict(), clip_model.state_dict()
-    for key, tensor in converted.items():
-        if tensor.shape != state[key].shape:
-            raise ConversionError(
-                f"The checkpoint does not fit --clip {clip}: {key} is {list(tensor.shape)} there and must be "
-                f"{list(state[key].shape)}; name the CLIP that it was trained from."
-            )
-        # Their scripts blend what was fine-tuned from CLIP; the temporal head has no CLIP counterpart.
-        if key in pretrained and alpha < 1:
-            converted[key] = alpha * tensor + (1 - alpha) * pretrained[key]
-    model.load_state_dict(pretrained | converted)
-    features = converted["seen_classes.weight"]
-    model.set_training_classes(class_names(model, tokenizer, features, labels), features)
-    summary = (
-        f"{config.temporal_config.num_hidden_layers} temporal layers of {config.temporal_config.num_experts} experts, "
-        f"{len(features)} training classes, "
-        f"alpha {alpha} (image tower = {alpha} · fine-tuned + {1 - alpha:.4g} · CLIP)"
-    )
+    model.load_state_dict(fitting_weights(convert_state_dict(image, head, config), clip_model, model, alpha))
+    features = model.seen_classes.weight
+    model.set_training_classes(class_names(model, processor.tokenizer, features, labels), features)
+    merge = merge_weights(head, config)
     if merge is not None:
         model.merge_experts(weights=merge)
-        summary += ", experts merged as its mote_fusion_weight says"
-
-    side = clip_model.config.vision_config.image_size
-    video_processor = MoTEVideoProcessor(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        num_frames=num_frames,
-        short_video="loop",
-    )
     record = {
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
@@ -382,38 +328,42 @@ def convert(
         "merge": "uniform at inference" if merge is None else [[round(s, 6) for s in row] for row in merge.tolist()],
         "classes": len(features),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
-        model.save_pretrained(partial)
-        MoTEProcessor(video_processor=video_processor, tokenizer=tokenizer).save_pretrained(partial)
-        card_stub(record, model.config).save(partial / "README.md")
-        (partial / "conversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, output)
+        with whole_folder(output) as partial:
+            model.save_pretrained(partial)
+            processor.save_pretrained(partial)
+            card_stub(record, model.config).save(partial / "README.md")
+            (partial / "conversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except SafetensorError as error:  # how safetensors says that a disk is full
-        raise OSError(f"--output {output} can't be written: {one_line(error)}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"{output}: {summary}")
+        raise OSError(f"{output} can't be written: {first_sentence(error)}.") from error
     return model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", required=True, help="the authors' .pt file")
-    parser.add_argument("--clip", required=True, help="the CLIP it was trained from: folder or Hub id")
-    parser.add_argument("--output", required=True, help="folder to create")
-    parser.add_argument(
-        "--alpha", type=float, default=0.99, help="weight of the fine-tuned image tower against CLIP's (authors: 0.99)"
-    )
-    parser.add_argument("--labels", help="CSV or text file with the training classes' names in order")
-    parser.add_argument("--num-frames", type=int, default=8, help="frames the checkpoint was trained with (default 8)")
-    arguments = parser.parse_args()
-    try:
-        convert(**vars(arguments))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {one_line(error)}")
+def fitting_weights(
+    converted: dict[str, torch.Tensor], clip: CLIPModel, model: MoTEForVideoClassification, alpha: float
+) -> dict[str, torch.Tensor]:
+    """The whole state dict: CLIP's text tower, the temporal head, and the image tower blended with CLIP's.
+
+    Raises:
+        ConversionError: if a tensor's size is not the one that the CLIP asks for.
+    """
+    state, pretrained = model.state_dict(), clip.state_dict()
+    for key, tensor in converted.items():
+        if tensor.shape != state[key].shape:
+            raise ConversionError(
+                f"The checkpoint does not fit the CLIP: {key} is {list(tensor.shape)} there and must be "
+                f"{list(state[key].shape)}; name the CLIP that it was trained from."
+            )
+        # Their scripts blend what was fine-tuned from CLIP; the temporal head has no CLIP counterpart.
+        if key in pretrained and alpha < 1:
+            converted[key] = alpha * tensor + (1 - alpha) * pretrained[key]
+    return pretrained | converted
 
 
 if __name__ == "__main__":
-    main()
+    from .commands.command_line import run_command
+
+    # What the options were called before there was `mote convert`.
+    earlier = {"--checkpoint": "--model", "--labels": "--labels_file"}
+    options = [each.partition("=") for each in sys.argv[1:]]
+    sys.exit(run_command("convert", [earlier.get(name, name) + equals + value for name, equals, value in options]))

@@ -22,6 +22,7 @@ OTHER_NAMES = {
     "checkpoint": "model",
     "ckpt": "model",
     "data_folder": "data",
+    "name": "data_name",
     "out": "output",
     "workers": "num_workers",
 }
@@ -169,14 +170,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 # ---------------------------------------------------------------------------------------------- checks before the work
 
 
-def check_model(model: str) -> None:
+def check_model(model: str, name: str = "model") -> None:
     """Refuse a folder that does not exist, rather than ask the Hub for it.
 
     Raises:
         FileNotFoundError: naming the folder.
     """
     if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model):
-        raise FileNotFoundError(f"--model {model}: there is no such folder.")
+        raise FileNotFoundError(f"--{name} {model}: there is no such folder.")
 
 
 def check_output(name: str, path: str | None, suffixes: Sequence[str]) -> None:

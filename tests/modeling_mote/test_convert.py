@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from modeling_mote import MoTEForVideoClassification, MoTEModel
-from modeling_mote import convert_mote_original as converter
+from modeling_mote.commands import main
 from modeling_mote.convert_mote_original import ConversionError, convert
+from modeling_mote.loading import CheckpointError, load_model
 from modeling_mote.processing import PROMPT_SETS, MoTEProcessor, encode_classes
 from modeling_mote.processing.label_sets import load_label_set
 
@@ -267,12 +268,11 @@ def test_half_precision_checkpoint(write, tmp_path):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.99, 1.0])
-def test_alpha_blends_the_image_tower_and_nothing_else(write, tmp_path, alpha, capsys):
+def test_alpha_blends_the_image_tower_and_nothing_else(write, tmp_path, alpha):
     path, clip, _ = write()
     folder = tmp_path / "mote"
     arguments = {} if alpha == 0.99 else {"alpha": alpha}
     convert(path, clip, folder, labels=seven(tmp_path), **arguments)
-    assert f"alpha {alpha}" in capsys.readouterr().out
     assert json.loads((folder / "conversion.json").read_text())["alpha"] == alpha
     tuned = convert(path, clip, tmp_path / "tuned", alpha=1.0, labels=seven(tmp_path)).state_dict()
     pretrained, blended = CLIPModel.from_pretrained(clip).state_dict(), load_file(folder / "model.safetensors")
@@ -302,7 +302,7 @@ def test_kinetics_names_only_where_the_features_prove_them(write, tokenizer, tmp
     assert converted(3 * features + 1e-4 * torch.randn_like(features), "proven") == names
     swapped = features.clone()
     swapped[[7, 8]] = features[[8, 7]]
-    with pytest.warns(UserWarning, match="they are not Kinetics-400's in its order.*LABEL_399.*--labels"):
+    with pytest.warns(UserWarning, match="they are not Kinetics-400's in its order.*LABEL_399.*file of their names"):
         assert converted(swapped, "swapped") == [f"LABEL_{index}" for index in range(400)]
     with pytest.warns(UserWarning, match="LABEL_398"):
         assert converted(features[:399], "fewer")[0] == "LABEL_0"
@@ -326,7 +326,7 @@ def test_the_folder_serves_auto_classes_and_pipelines(write, tmp_path, write_vid
     folder = tmp_path / "mote"
     (folder).mkdir()  # an empty folder may exist
     model = convert(path, clip, folder, labels=seven(tmp_path), num_frames=4)
-    assert not list(tmp_path.glob(".mote.partial*"))
+    assert not list(tmp_path.glob(".mote.*"))
     expected_files = {
         "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "README.md", "conversion.json",
         "configuration_mote.py", "modeling_mote.py", "processing_mote.py", "video_processing_mote.py",
@@ -421,7 +421,7 @@ def test_a_truncated_checkpoint(write, tmp_path):
 def test_dictionaries_of_something_else(write, tmp_path, content):
     path, clip, _ = write()
     torch.save(content, path)
-    refuse(path, clip, tmp_path / "mote", "is not a MoTE checkpoint: it has no tensors under")
+    refuse(path, clip, tmp_path / "mote", "is not a checkpoint of MoTE's authors: it has no tensors under")
 
 
 def drop(part, key):
@@ -474,10 +474,10 @@ def test_checkpoints_that_do_not_add_up(write, tmp_path, change, sentence):
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ({"depth": 3}, "2 layers and --clip's 3: name the CLIP"),
-        ({"projection": 32}, "64 wide and --clip's 32: name the CLIP"),
-        ({"width": 48}, "does not fit --clip .*name the CLIP"),
-        ({"patch": 8}, "does not fit --clip .*name the CLIP"),
+        ({"depth": 3}, "2 layers and the CLIP's 3: name the CLIP"),
+        ({"projection": 32}, "64 wide and the CLIP's 32: name the CLIP"),
+        ({"width": 48}, "does not fit the CLIP: .*name the CLIP"),
+        ({"patch": 8}, "does not fit the CLIP: .*name the CLIP"),
     ],
 )
 def test_another_clip(write, tokenizer, tmp_path, other, sentence):
@@ -491,10 +491,10 @@ def test_something_that_is_no_clip(write, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     for folder in (empty, tmp_path / "absent"):
-        refuse(path, folder, tmp_path / "mote", f"--clip .*{folder.name}", error=(ConversionError, OSError))
+        refuse(path, folder, tmp_path / "mote", folder.name, error=CheckpointError)
     config = json.loads((clip / "config.json").read_text())
     (clip / "config.json").write_text(json.dumps({**config, "model_type": "siglip"}))
-    refuse(path, clip, tmp_path / "mote", "--clip .*siglip.*CLIP")
+    refuse(path, clip, tmp_path / "mote", "clip holds a model of type 'siglip', not a CLIP", error=CheckpointError)
 
 
 def test_a_clip_without_all_weights_is_not_filled_with_random_ones(write, tmp_path):
@@ -504,23 +504,23 @@ def test_a_clip_without_all_weights_is_not_filled_with_random_ones(write, tmp_pa
     weights = load_file(clip / "model.safetensors")
     weights.pop("text_projection.weight")
     save_file(weights, clip / "model.safetensors", metadata={"format": "pt"})
-    refuse(path, clip, tmp_path / "mote", "--clip .*text_projection.weight")
+    refuse(path, clip, tmp_path / "mote", "lacks 1 of its weights, text_projection.weight", error=CheckpointError)
 
 
 def test_a_clip_without_tokenizer(write, tmp_path):
     path, clip, _ = write()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (clip / name).unlink()
-    refuse(path, clip, tmp_path / "mote", "--clip .*tokenizer")
+    refuse(path, clip, tmp_path / "mote", "clip has no tokenizer", error=CheckpointError)
 
 
 def test_bad_arguments(write, tmp_path):
     path, clip, _ = write()
     output = tmp_path / "mote"
-    refuse(tmp_path / "absent.pt", clip, output, "absent.pt: no such file", error=FileNotFoundError)
-    refuse(tmp_path, clip, output, "no such file", error=FileNotFoundError)
+    refuse(tmp_path / "absent.pt", clip, output, "There is no file .*absent.pt", error=FileNotFoundError)
+    refuse(tmp_path, clip, output, "There is no file", error=FileNotFoundError)
     for alpha in (-0.1, 1.01, float("nan")):
-        refuse(path, clip, output, "--alpha must be between 0", alpha=alpha)
+        refuse(path, clip, output, "alpha must be between 0", alpha=alpha)
     six = names_file(tmp_path, list("abcdef"))
     refuse(path, clip, output, "names 6 classes, but the checkpoint has 7", labels=six)
     twice = names_file(tmp_path, list("abcdefa"))
@@ -547,16 +547,17 @@ def test_nothing_is_left_where_saving_fails(write, tmp_path, monkeypatch):
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(converter.MoTEProcessor, "save_pretrained", full)
+    monkeypatch.setattr(MoTEProcessor, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
         convert(path, clip, output, labels=seven(tmp_path))
-    assert not output.exists() and not list(output.parent.glob("*")) and not list(output.parent.glob(".*"))
+    assert not output.exists() and not list(output.parent.iterdir())
 
 
 # --- the command ---
 
 
 def command(*arguments, **keywords) -> subprocess.CompletedProcess:
+    """The module as it was called before there was `mote convert`, with the options it had."""
     return subprocess.run(
         [sys.executable, "-m", "modeling_mote.convert_mote_original", *map(str, arguments)],
         capture_output=True,
@@ -568,9 +569,18 @@ def command(*arguments, **keywords) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_command_converts_and_says_what_it_wrote(write, tmp_path):
+def test_the_command_converts_and_says_what_it_wrote(write, tmp_path, capsys):
     path, clip, _ = write()
-    run = command("--checkpoint", path, "--clip", clip, "--output", tmp_path / "mote", "--labels", seven(tmp_path))
+    arguments = ["--model", path, "--clip", clip, "--output", tmp_path / "mote", "--labels-file", seven(tmp_path)]
+    assert main(["convert", *map(str, arguments), "--alpha=0.5"]) == 0
+    assert "mote: 2 temporal layers of 4 experts, 7 training classes, alpha 0.5 (" in capsys.readouterr().out
+    model = load_model(str(tmp_path / "mote"))  # as every command does: trained, whole, finite
+    assert model.config.num_labels == 7 and model.temporal_layers_trained
+
+
+def test_the_module_runs_the_command_with_the_options_it_had(write, tmp_path):
+    path, clip, _ = write()
+    run = command("--checkpoint", path, "--clip", clip, "--output", tmp_path / "mote", f"--labels={seven(tmp_path)}")
     assert run.returncode == 0, run.stderr
     assert "2 temporal layers of 4 experts, 7 training classes, alpha 0.99" in run.stdout
     assert MoTEForVideoClassification.from_pretrained(tmp_path / "mote").config.num_labels == 7
@@ -590,20 +600,21 @@ def test_a_disk_that_fills_leaves_nothing(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "code", "sentence"),
     [
-        (["--clip", "ABSENT"], "--clip"),
-        (["--num-frames", "78"], "num_frames"),
-        (["--alpha", "2"], "--alpha"),
-        (["--labels", "none.csv"], "none.csv"),
+        (["--clip", "ABSENT"], 1, "ABSENT can't be loaded"),
+        (["--clip", "./ABSENT"], 1, "--clip ./ABSENT: there is no such folder"),
+        (["--model", "absent.pt"], 1, "--model absent.pt: there is no such file"),
+        (["--num_frames", "78"], 1, "num_frames must be between 1"),
+        (["--alpha", "2"], 2, "--alpha"),
+        (["--labels_file", "none.csv"], 1, "--labels_file none.csv: there is no such file"),
+        (["--labels_fil", "none.csv"], 2, "did you mean --labels_file?"),
     ],
 )
-def test_every_failure_of_the_command_is_one_line(write, tmp_path, monkeypatch, arguments, sentence):
+def test_every_failure_of_the_command_is_one_line(write, tmp_path, capsys, arguments, code, sentence):
     path, clip, _ = write()
-    base = ["convert", "--checkpoint", str(path), "--clip", str(clip), "--output", str(tmp_path / "mote")]
-    monkeypatch.setattr(sys, "argv", [*base, *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        converter.main()
-    assert stopped.value.code.startswith("error: ") and "\n" not in stopped.value.code
-    assert sentence in stopped.value.code
+    base = ["convert", "--model", str(path), "--clip", str(clip), "--output", str(tmp_path / "mote")]
+    assert main([*base, *arguments]) == code
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and sentence in said
     assert not (tmp_path / "mote").exists()
