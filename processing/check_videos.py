@@ -1,41 +1,25 @@
-"""Read every video of a data set once, and list what cannot be read, is missing, broken off or too short.
+"""Read every video of a data set from beginning to end, as training will, and tell what is wrong with it.
 
-    python -m modeling_mote.processing.check_videos my_clips.csv --output report.csv
-    python -m modeling_mote.processing.check_videos my_clips/                                  # a folder a class
-    python -m modeling_mote.processing.check_videos ucf101 --data-dir /data/ucf101 --name split1 --num-frames 16
-
-The report is CSV: path, split, label, problem (missing, unreadable, broken off, too short), num_frames, detail. It is
-written whole when all is checked, or not at all; without --output it is printed. The exit code is 0 if nothing is
-wrong with any video, 1 otherwise. Training and scoring repeat frames of a video that is too short only where the
-processor says `short_video="loop"`.
+>>> config = video_builder("my_clips", allow_empty_classes=True).config
+>>> for finding in check_data(config, num_frames=8, num_workers=4):
+...     print(finding.path, finding.problem, finding.detail)
 """
 
-import argparse
-import csv
-import io
-import os
-import sys
-import tempfile
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from tqdm.auto import tqdm
+from .builders import ClipListConfig
+from .reading import ProcessDied, describe_death, describe_error, read_in_processes
+from .video_decoding import VideoNotFoundError, decode_video
 
-from .builders import ClipListConfig, video_builder
-from .video_decoding import VideoDecodeError, VideoNotFoundError, decode_video
-
-COLUMNS = ("path", "split", "label", "problem", "num_frames", "detail")
-
-Item = TypeVar("Item")
+# What a warning of the decoder says, and what that is called.
+KINDS = {"breaks off": "broken off", "damaged frames": "damaged"}
+LEFT_OUT = ("left out", "empty folder")  # nothing is wrong with these: no clip was looked for there
 
 
 class Problem(NamedTuple):
-    """What is wrong with a video, in two words and in a sentence, and its decodable frames where they are known."""
+    """What is wrong with a video, in two words and in a sentence, and its decodable frames if they are known."""
 
     problem: str
     detail: str
@@ -51,147 +35,70 @@ class Check(NamedTuple):
     end: float | None = None
 
 
+class Finding(NamedTuple):
+    """A line of the report: a clip, folder or class of the data set, and what is wrong with it."""
+
+    path: str
+    split: str
+    label: str
+    problem: str
+    num_frames: int | None
+    detail: str
+
+
 def check_video(check: Check) -> Problem | None:
     """Decode one video from beginning to end.
 
     Returns:
         What is wrong with it, or None.
     """
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        try:
             _, metadata = decode_video(check.file, [0], start=check.start, end=check.end)
-    except VideoNotFoundError as error:
-        return Problem("missing", str(error))
-    except (VideoDecodeError, OSError) as error:
-        return Problem("unreadable", str(error))
+        except VideoNotFoundError as error:
+            return Problem("missing", str(error))
+        except Exception as error:  # whatever escapes a decoder is this file's
+            return Problem("unreadable", describe_error(error, check.file))
     num_frames = metadata.total_num_frames
-    if caught:
-        return Problem("broken off", str(caught[0].message), num_frames)
+    messages = [" ".join(str(warning.message).split()) for warning in caught]
+    for sign, kind in KINDS.items():
+        if any(sign in message for message in messages):
+            return Problem(kind, " ".join(messages), num_frames)
     if num_frames < check.num_frames:
-        return Problem("too short", f"{check.file} has {num_frames} frames, {check.num_frames} are asked.", num_frames)
-    return None
+        detail = f"{check.file} has {num_frames} frames, {check.num_frames} are asked."
+        return Problem("too short", detail, num_frames)
+    return Problem("mended", " ".join(messages), num_frames) if messages else None
 
 
-def check_all(
-    items: Sequence[Item], check: Callable[[Item], Problem | None], num_workers: int
-) -> Iterator[tuple[int, Problem | None]]:
-    """Check items in processes; one that kills its process is found out and reported, and the others go on.
+def check_data(config: ClipListConfig, num_frames: int = 8, num_workers: int = 1) -> Iterator[Finding | None]:
+    """Check every clip of a data set.
 
     Args:
-        items: What to check.
-        check: Function of one item, importable in another process.
-        num_workers: Processes.
+        config: Of its builder, made with `allow_empty_classes=True` to list the classes that lack clips.
+        num_frames: A clip with fewer frames is too short.
+        num_workers: Processes; a video that kills its process is found out, and the others go on.
 
     Yields:
-        Index of an item and what is wrong with it, in the order in which they are done.
+        First what the data set leaves out and the classes without a clip; then, for each clip in turn, what is wrong
+        with it, or None.
     """
-    waiting = deque(range(len(items)))
-    while waiting:
-        running: dict[Future, int] = {}
-        with ProcessPoolExecutor(num_workers) as pool:
-            try:
-                while waiting or running:
-                    while waiting and len(running) < 2 * num_workers:
-                        running[pool.submit(check, items[waiting[0]])] = waiting[0]
-                        waiting.popleft()
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        result = future.result()
-                        yield running.pop(future), result
-            except BrokenProcessPool:
-                pass
-        for index in running.values():  # one of these killed its process: each in a process of its own
-            with ProcessPoolExecutor(1) as alone:
-                try:
-                    yield index, alone.submit(check, items[index]).result()
-                except BrokenProcessPool:
-                    yield index, Problem("unreadable", "Reading it kills the process (a crash, or out of memory).")
-
-
-def write_report(rows: Iterable[Sequence[object]], output: Path | None) -> None:
-    """Write the report to a file, whole or not at all, or print it.
-
-    Args:
-        rows: Values of `COLUMNS`.
-        output: The file, replaced if there is one; None for standard output.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    if output is None:
-        print(text.getvalue(), end="")
-        return
-    handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
-        os.replace(temporary, output)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def run(args: argparse.Namespace) -> int:
-    """Check the data set of the command line and report; returns the exit code."""
-    output = Path(args.output).expanduser() if args.output else None
-    if output is not None and not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output: the folder {output.absolute().parent} does not exist; make it first.")
-    if args.num_frames < 1 or args.num_workers < 1:
-        raise ValueError("--num-frames and --num-workers must be at least 1.")
-    options = {"data_dir": args.data_dir, "list_dir": args.list_dir, "label_file": args.label_file}
-    options = {option: value for option, value in options.items() if value is not None}
-    if args.split is not None:
-        options["splits"] = (args.split,)
-    if args.source == "moving_shapes":
-        raise ValueError("moving_shapes draws its videos itself; there are no files to check.")
-    # Whether every class has a clip is no question of reading videos.
-    config = cast(ClipListConfig, video_builder(args.source, args.name, allow_empty_classes=True, **options).config)
-
+    for path in config.left_out:
+        yield Finding(path, "", "", "left out", None, "It has no suffix of a video, or lies beside the classes.")
+    for path in config.empty_folders:
+        yield Finding(path, "", "", "empty folder", None, "It holds no file with the suffix of a video: no class.")
+    for split, listed in config.clips.items():
+        for name in config.empty_classes(listed):
+            yield Finding("", split, name, "empty class", None, f"Split {split} has no clip of this class.")
     clips = [(split, clip) for split, listed in config.clips.items() for clip in listed]
-    checks = [Check(str(config.root / clip.path), args.num_frames, clip.start, clip.end) for _, clip in clips]
-    problems: dict[int, Problem] = {}
-    results = check_all(checks, check_video, args.num_workers)
-    for index, problem in tqdm(results, total=len(checks), unit="video", desc="check"):
-        if problem is not None:
-            problems[index] = problem
-    rows = []
-    for index, problem in sorted(problems.items()):
+    checks = [Check(str(config.root / clip.path), num_frames, clip.start, clip.end) for _, clip in clips]
+    for index, problem in read_in_processes(check_video, checks, num_workers):
+        if isinstance(problem, ProcessDied):
+            problem = Problem("unreadable", describe_death(problem, checks[index].file))
         split, clip = clips[index]
         name = config.label_set.classes[clip.label]
-        rows.append((clip.path, split, name, problem.problem, problem.num_frames, problem.detail))
-    write_report(rows, output)
-    counts = Counter(problem.problem for problem in problems.values())
-    summary = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing wrong"
-    print(f"{len(checks)} videos checked: {summary}.", file=sys.stderr)
-    return 1 if problems else 0
+        yield problem and Finding(clip.path, split, name, problem.problem, problem.num_frames, problem.detail)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_mote.processing.check_videos",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", help="kinetics, ucf101 or hmdb51 with --data-dir; a CSV list; or a folder of videos")
-    parser.add_argument("--name", help="configuration of a benchmark, for example split1 or kinetics600_split2")
-    parser.add_argument("--data-dir", help="folder of the videos; of a CSV list, what its paths are relative to")
-    parser.add_argument("--list-dir", help="folder of a benchmark's official lists, if not below --data-dir")
-    parser.add_argument("--label-file", help="class names of a CSV list or a folder")
-    parser.add_argument("--split", help="check this split only")
-    parser.add_argument("--num-frames", type=int, default=8, help="fewer decodable frames are too short (default 8)")
-    parser.add_argument("--output", help="CSV file for the report; printed by default")
-    parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["LEFT_OUT", "Check", "Finding", "Problem", "check_data", "check_video"]
