@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
-from modeling_mote.processing.label_sets import load_label_set
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from modeling_mote import MoTEForVideoClassification
 from modeling_mote.commands.command_line import run_command
+from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
+from modeling_mote.processing.label_sets import load_label_set
 
 # Where there is an accelerator, two processes would need two of them.
 CPU = {"OMP_NUM_THREADS": "1"} | ({"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {})

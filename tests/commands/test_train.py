@@ -1,4 +1,4 @@
-"""The training script: what it computes, on one process or two, interrupted or not, and how it says no."""
+"""`mote train`: what it computes, on one process or two, interrupted or not, and how it says no."""
 
 import csv
 import json
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from modeling_mote import MoTEForVideoClassification
+from modeling_mote import MoTEForVideoClassification, frame_features, training
+from modeling_mote.loading import load_to_train
+from modeling_mote.processing.builders import load_videos
+from modeling_mote.processing.clips import VideoClips, collate_clips
 from modeling_mote.training import step_generator
 
 from .mini_hub import MiniHub
@@ -50,15 +52,19 @@ def read_log(options):
 
 
 @pytest.fixture
-def run(train_script, options, tmp_path, read_log, fresh_accelerate):
+def run(run_here, options, tmp_path, read_log):
     """`run(name, **changes)`: trains in this process, in a folder of that name; the log's rows."""
 
     def train(name="run", **changes):
-        fresh_accelerate()
-        train_script.train(train_script.Arguments(**options | {"output": str(tmp_path / name)} | changes))
+        assert run_here("train", options | {"output": str(tmp_path / name)} | changes) == 0
         return read_log(tmp_path / name)
 
     return train
+
+
+def litter(folder: Path) -> list[Path]:
+    """Hidden files and folders but the lock, which stays."""
+    return [path for path in folder.rglob(".*") if path.name != ".lock"]
 
 
 def losses(rows):
@@ -99,7 +105,7 @@ def test_a_run_leaves_a_model_a_log_and_curves(run, tmp_path, clip_folder, capsy
     for name, tensor in clip.items():
         assert torch.equal(trained[name], tensor), f"{name} is frozen"
     assert f"top-1 {100 * rows[-1]['validation']['accuracy']:.1f} % on 7 clips" in capsys.readouterr().out
-    assert not list((tmp_path / "run").rglob("*.partial")) and not list((tmp_path / "run").rglob(".*"))
+    assert litter(tmp_path / "run") == []
 
 
 def test_the_best_model_is_that_of_the_best_validation(run, tmp_path):
@@ -128,21 +134,19 @@ def test_the_image_tower_trains_at_its_own_rate_and_the_text_tower_not_at_all(ru
     assert moved == {name for name in clip if name.startswith(("vision_model", "visual_projection", "logit_scale"))}
 
 
-def test_the_first_loss_is_the_models_own(run, train_script, options, tmp_path):
+def test_the_first_loss_is_the_models_own(run, options, tmp_path):
     """The log's first loss, computed here from what the paper needs: the model, the clips and the draws."""
     rows = run(max_steps=1)
     torch.manual_seed(0)
     from accelerate.utils import set_seed
 
     set_seed(0)
-    arguments = train_script.Arguments(**options)
-    model, processor = train_script.load_model(arguments)
+    model, processor = load_to_train(options["model"], options["num_frames"])
     saved = MoTEForVideoClassification.from_pretrained(tmp_path / "run" / "model")
     model.set_training_classes(list(saved.config.id2label.values()), saved.seen_classes.weight)
     order = torch.randperm(12, generator=step_generator(0, 0)).tolist()[:4]
-    rows_, _ = train_script.load_data(arguments)
-    clips = train_script.VideoClips(rows_, processor.video_processor, 4, "val")
-    batch = train_script.collate_clips([clips[index] for index in order])
+    clips = VideoClips(load_videos(options["data"], "train"), processor.video_processor, 4, "val")
+    batch = collate_clips([clips[index] for index in order])
     mixture, merge_mixture = model.draw_mixtures(step_generator(1, 0))
     model.train()
     loss = model(
@@ -157,16 +161,14 @@ def test_the_first_loss_is_the_models_own(run, train_script, options, tmp_path):
 # ----------------------------------------------------------------------------------------------------------- features
 
 
-def test_gradient_accumulation_is_a_true_mean(run, train_script, tmp_path, monkeypatch):
+def test_gradient_accumulation_is_a_true_mean(run, tmp_path, monkeypatch):
     """Two forwards of two clips are one of four, where both forwards draw the same experts."""
-    import modeling_mote.training as training
-
     whole = run("whole", max_grad_norm=1e9)
 
     def one_draw(seed, step, rank=0):
-        return training.step_generator(seed, step // 2 if seed == 1 else step, rank)
+        return step_generator(seed, step // 2 if seed == 1 else step, rank)
 
-    monkeypatch.setattr(train_script, "step_generator", one_draw)
+    monkeypatch.setattr(training, "step_generator", one_draw)
     accumulated = run("accumulated", batch_size=2, gradient_accumulation=2, max_grad_norm=1e9)
     assert losses(accumulated) == pytest.approx(losses(whole), rel=1e-5)
     assert [row["grad_norm"] for row in accumulated] == pytest.approx([row["grad_norm"] for row in whole], rel=1e-4)
@@ -237,24 +239,6 @@ def test_frames_and_augmentation_do_not_depend_on_the_workers(run):
     assert losses(run("workers", **PIXELS, num_workers=2)) == losses(run("none", **PIXELS))
 
 
-def test_batches_are_shared_out_whole_and_drawn_anew_in_each_epoch(train_script, options):
-    """Of 11 clips an epoch sees 8, none twice; two processes together take what one takes; a later start cuts off."""
-
-    def batches(batch_size, rank=0, world=1, start=0):
-        place = SimpleNamespace(process_index=rank, num_processes=world)
-        arguments = train_script.Arguments(**options | {"batch_size": batch_size, "epochs": 3})
-        return list(train_script.Batches(11, arguments, place, start))
-
-    one, (first, second) = batches(4), (batches(2, rank, 2) for rank in (0, 1))
-    assert one == [mine + other for mine, other in zip(first, second, strict=True)]
-    assert [{epoch for epoch, _ in batch} for batch in one] == [{0}, {0}, {1}, {1}, {2}, {2}]
-    epochs = [[index for _, index in one[i] + one[i + 1]] for i in (0, 2, 4)]
-    assert all(len(set(epoch)) == 8 and set(epoch) <= set(range(11)) for epoch in epochs)
-    assert len({frozenset(epoch) for epoch in epochs}) > 1
-    for start in range(6):
-        assert batches(4, start=start) == one[start:]
-
-
 # ----------------------------------------------------------------------------------------------------- cached features
 
 
@@ -292,8 +276,8 @@ def test_changed_weights_frames_or_files_are_encoded_again(run, tmp_path, make_c
     assert counts == [1, 1, 2, 3, 4, 5]
 
 
-def test_a_killed_encoding_goes_on_where_it_was(run, train_script, tmp_path, count_calls, monkeypatch):
-    monkeypatch.setattr(train_script, "SHARD", 2)
+def test_a_killed_encoding_goes_on_where_it_was(run, tmp_path, count_calls, monkeypatch):
+    monkeypatch.setattr(frame_features, "SHARD", 2)
     cache = tmp_path / "cache"
     whole = run("whole", cache_dir=str(cache), validation_split="none")
     files = sorted(cache.glob("frames-*/*"))
@@ -329,15 +313,15 @@ def test_bad_files_are_skipped_counted_and_named_once(run, bad_list, train_list,
     assert "2 training clips could not be read" in said
 
 
-def test_the_loss_is_the_mean_over_what_was_read(run, train_script, bad_list, options, monkeypatch):
+def test_the_loss_is_the_mean_over_what_was_read(run, bad_list, options, monkeypatch):
     """The two clips read of step 1 alone make its loss, with and without accumulation over a batch that is all bad."""
     rows = run("run", data=str(bad_list), max_bad_fraction=0.5, max_steps=1)
     order = torch.randperm(12, generator=step_generator(0, 0)).tolist()
-    batches = train_script.Batches.__iter__
-    monkeypatch.setattr(train_script.Batches, "__iter__", lambda self: iter([[(0, index) for index in order[2:4]]]))
+    batches = training.Batches.__iter__
+    monkeypatch.setattr(training.Batches, "__iter__", lambda self: iter([[(0, index) for index in order[2:4]]]))
     alone = run("alone", data=str(bad_list), batch_size=4, max_steps=1, max_bad_fraction=0.5)
-    monkeypatch.setattr(train_script.Batches, "__iter__", batches)
-    monkeypatch.setattr(train_script, "step_generator", lambda seed, step, rank=0: step_generator(seed, step // 2))
+    monkeypatch.setattr(training.Batches, "__iter__", batches)
+    monkeypatch.setattr(training, "step_generator", lambda seed, step, rank=0: step_generator(seed, step // 2))
     halves = run(
         "halves", data=str(bad_list), batch_size=2, gradient_accumulation=2, max_steps=1, max_bad_fraction=0.5
     )
@@ -356,10 +340,10 @@ def test_a_step_without_any_clip_moves_nothing(run, bad_list, tmp_path):
         picture.load()
 
 
-def test_too_many_bad_files_stop_the_run(refusal, train_script, options, bad_list, tmp_path):
-    message = refusal(train_script, options | {"data": str(bad_list), "max_bad_fraction": 0.1})
-    assert "2 of 12 training clips can't be read, more than --max_bad_fraction allows" in message
-    assert "python -m modeling_mote.processing.check_videos" in message
+def test_too_many_bad_files_stop_the_run(refusal, options, bad_list, tmp_path):
+    message = refusal("train", options | {"data": str(bad_list), "max_bad_fraction": 0.1})
+    assert "2 of 12 training clips can't be read, more than max_bad_fraction allows" in message
+    assert "run `mote check` on the data" in message
     assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -404,9 +388,9 @@ def test_a_few_shot_list_can_be_trained_on(run, options, tmp_path, train_list):
     assert losses(second) == losses(first)
 
 
-def test_too_few_clips_for_the_shots(refusal, train_script, options, tmp_path):
-    message = refusal(train_script, options | {"shots": 5})
-    assert message == "--shots 5: class 'left' has only 4 training clips."
+def test_too_few_clips_for_the_shots(refusal, options, tmp_path):
+    message = refusal("train", options | {"shots": 5})
+    assert message == "shots is 5, but class 'left' has only 4 training clips."
 
 
 # -------------------------------------------------------------------------------------------------------------- resume
@@ -472,26 +456,24 @@ def test_kill_while_a_checkpoint_is_written(run, start, options, tmp_path):
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000048"]
 
 
-def test_changed_options_are_refused_and_harmless_ones_taken(
-    run, refusal, train_script, options, tmp_path, train_list
-):
+def test_changed_options_are_refused_and_harmless_ones_taken(run, refusal, options, tmp_path, train_list):
     run(max_steps=2)
     before = (tmp_path / "run" / "log.jsonl").read_text()
-    message = refusal(train_script, options | {"lr": 0.5, "epochs": 3})
-    assert "was written with another epochs, lr: go on with the same, or choose another --output" in message
-    message = refusal(train_script, options | {"mixed_precision": "bf16"})
+    message = refusal("train", options | {"lr": 0.5, "epochs": 3})
+    assert "was written with another epochs, lr: go on with the same, or choose another output folder" in message
+    message = refusal("train", options | {"mixed_precision": "bf16"})
     assert "another mixed_precision" in message
     with open(train_list, "a") as file:
         file.write("clip00.mp4,left\n")
     try:
-        assert "another list of training clips" in refusal(train_script, options)
+        assert "another list of training clips" in refusal("train", options)
     finally:
         train_list.write_text("".join(train_list.read_text().splitlines(keepends=True)[:-1]))
     assert (tmp_path / "run" / "log.jsonl").read_text() == before
     assert len(run(save_every=1, keep=1, num_workers=1, tensorboard=True, max_bad_fraction=0.9)) == 6
 
 
-def test_a_checkpoint_that_is_a_program_is_not_run(run, refusal, train_script, options, tmp_path):
+def test_a_checkpoint_that_is_a_program_is_not_run(run, refusal, options, tmp_path):
     class Program:
         def __reduce__(self):
             return (Path(tmp_path / "it ran").touch, ())
@@ -500,7 +482,7 @@ def test_a_checkpoint_that_is_a_program_is_not_run(run, refusal, train_script, o
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
     for file in ("optimizer.bin", "random_states_0.pkl"):
         torch.save(Program(), checkpoint / file)
-    message = refusal(train_script, options)
+    message = refusal("train", options)
     assert str(checkpoint) in message and "damaged" in message
     assert not (tmp_path / "it ran").exists()
 
@@ -574,7 +556,7 @@ def test_one_process_that_fails_does_not_leave_the_other_hanging(launch, options
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert len([line for line in err.splitlines() if "error: " in line and "File too large" in line]) == 1
-    assert not list((tmp_path / "run").rglob(".*"))
+    assert litter(tmp_path / "run") == []
 
 
 @pytest.mark.slow
@@ -584,9 +566,9 @@ def test_bad_input_ends_both_processes(launch, options):
     assert process.returncode == 1 and "error: List nowhere.csv does not exist" in err
 
 
-def test_another_number_of_processes_is_refused(on_two, refusal, train_script):
+def test_another_number_of_processes_is_refused(on_two, refusal):
     options, folder = on_two["average"]
-    message = refusal(train_script, options | {"output": str(folder), "batch_size": 2})
+    message = refusal("train", options | {"output": str(folder), "batch_size": 2})
     assert "was written with another number of processes" in message
 
 
@@ -619,10 +601,13 @@ BAD_INPUT = {
         "lacks 1 of its weights, visual_projection.weight to begin with",
     ),
     "more clips a batch than there are": ({"batch_size": 13}, "12 training clips are fewer than one batch of 13"),
-    "no validation split": ({"validation_data": None}, "name others with --validation_data"),
+    "no validation split": (
+        {"validation_data": None, "validation_split": "validation"},
+        "has no split validation, so it would be validated on the training clips",
+    ),
+    "a model of another kind": ({"model": "SIGLIP"}, "holds a model of type 'siglip': MoTE starts from a CLIP"),
     "fp16 without a GPU": ({"mixed_precision": "fp16"}, "fp16"),
-    "a warm-up beyond the end": ({"warmup_epochs": 2}, "--warmup_epochs must be in [0, --epochs), got 2.0 of 2"),
-    "no batch": ({"batch_size": 0}, "--batch_size must be at least 1, got 0"),
+    "a warm-up beyond the end": ({"warmup_epochs": 2}, "warmup_epochs must be in [0, epochs), got 2.0 of 2"),
     "a missing recipe": ({"config": "nowhere.yaml"}, "--config nowhere.yaml: no such file"),
     "a recipe of other options": ({"config": "RECIPE"}, "has no option learning_rate"),
     "a recipe that is none": ({"config": "PROSE"}, "must hold lines of `option: value`"),
@@ -631,7 +616,7 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("changes, sentence", BAD_INPUT.values(), ids=BAD_INPUT.keys())
 def test_bad_input_is_refused_in_a_sentence(
-    changes, sentence, refusal, train_script, options, tmp_path, make_clip, train_list, write_video
+    changes, sentence, refusal, options, tmp_path, make_clip, train_list, write_video
 ):
     made = {
         "EMPTY": lambda: write_csv(tmp_path / "empty.csv", "path,label\n"),
@@ -646,12 +631,13 @@ def test_bad_input_is_refused_in_a_sentence(
         "LACKING": lambda: lacking_weight(tmp_path, make_clip),
         "CLASSES": lambda: class_folders(tmp_path, write_video),
         "SPLITS": lambda: split_folders(tmp_path, write_video),
+        "SIGLIP": lambda: other_kind(tmp_path),
     }
     changes = {name: made.get(value, lambda value=value: value)() for name, value in changes.items()}
     given = {name: value for name, value in (options | changes).items() if value is not None}
-    assert sentence in refusal(train_script, given)
+    assert sentence in refusal("train", given)
     left = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.suffix != ".safetensors"]
-    assert left == []
+    assert [path.name for path in left] in ([], [".lock"])
 
 
 def other_width(folder: Path, make_clip) -> str:
@@ -659,6 +645,12 @@ def other_width(folder: Path, make_clip) -> str:
     wide, narrow = make_clip(folder / "wide", width=24), make_clip(folder / "narrow")
     (wide / "config.json").write_text((narrow / "config.json").read_text())
     return str(wide)
+
+
+def other_kind(folder: Path) -> str:
+    (folder / "siglip").mkdir()
+    (folder / "siglip" / "config.json").write_text('{"model_type": "siglip"}')
+    return str(folder / "siglip")
 
 
 def lacking_weight(folder: Path, make_clip) -> str:
@@ -683,12 +675,15 @@ def split_folders(folder: Path, write_video) -> str:
     return str(folder / "splits")
 
 
-def test_a_run_on_another_checkpoint_than_it_began_with(run, refusal, train_script, options, make_clip, tmp_path):
+def test_a_run_on_another_checkpoint_than_it_began_with(run, refusal, options, make_clip, tmp_path):
     model = make_clip(tmp_path / "clip")
     run(model=str(model), max_steps=2)
     make_clip(tmp_path / "clip", width=24)
-    message = refusal(train_script, options | {"model": str(model)})
-    assert "step-00000002" in message and "does not fit" in message
+    message = refusal("train", options | {"model": str(model)})
+    assert "step-00000002 was written with another weights to start from" in message
+    make_clip(tmp_path / "clip", seed=1)
+    message = refusal("train", options | {"model": str(model)})
+    assert "step-00000002 was written with another weights to start from" in message
 
 
 @pytest.mark.parametrize(
@@ -696,14 +691,14 @@ def test_a_run_on_another_checkpoint_than_it_began_with(run, refusal, train_scri
     [(20_000, "validation"), (20_000, "none"), (330_000, "none")],
     ids=["best model", "weights of a checkpoint", "moments of a checkpoint"],
 )
-def test_a_full_disk(run, refusal, train_script, options, full_disk, tmp_path, size, validation_split):
+def test_a_full_disk(run, refusal, options, full_disk, tmp_path, size, validation_split):
     """The run stops with a sentence, leaves nothing half-written, and goes on when there is room again."""
     changes = {"validation_split": validation_split, "save_every": 1}
     with full_disk(size):
-        message = refusal(train_script, options | changes)
+        message = refusal("train", options | changes)
     assert "File too large" in message or "can't be written" in message, message
     assert not (tmp_path / "run" / "model").exists()
-    assert [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")] == []
+    assert litter(tmp_path / "run") == []
     assert run(**changes) == run("whole", **changes)
 
 

@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from modeling_mote.processing import MoTEVideoProcessor, encode_classes
 from safetensors.torch import save_file
 
 from modeling_mote.feature_cache import (
@@ -15,6 +14,7 @@ from modeling_mote.feature_cache import (
     load_tensors,
     save_tensors,
 )
+from modeling_mote.processing import MoTEVideoProcessor, encode_classes
 
 WORDS = ["<unk>", "a", "photo", "of", "running", "swimming", "archery", "."]
 
