@@ -141,8 +141,17 @@ def collate_clips(samples: Sequence[Mapping[str, Any]], input_name: str = VideoC
     Returns:
         the input [b, ...] under its name, or None if nothing could be read; `labels` [b], `indices` [b] and `decoders`
         of the same clips; `errors`, a list of (index, label, message).
+
+    Raises:
+        ValueError: for clips of different lengths, which a processor that samples by `fps` gives.
     """
     read = [sample for sample in samples if "error" not in sample]
+    lengths = {sample[input_name].shape[-4] for sample in read} if input_name == VideoClips.input_name else set()
+    if len(lengths) > 1:
+        raise ValueError(
+            f"clips of {' and '.join(map(str, sorted(lengths)))} frames cannot be one batch: set num_frames in place "
+            "of the processor's fps, or read one clip at a time"
+        )
     return {
         input_name: torch.stack([sample[input_name] for sample in read]) if read else None,
         "labels": torch.tensor([sample["label"] for sample in read], dtype=torch.long),

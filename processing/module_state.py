@@ -9,6 +9,7 @@ import json
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -40,14 +41,17 @@ def module_state(*modules: nn.Module) -> str | None:
 
 @torch.no_grad()
 def _sums(tensor: torch.Tensor) -> torch.Tensor:
-    """Sums of a tensor's bits along its rows and columns: one read in 30 ms for 63 million values, SHA-256 in 165 ms.
+    """Sums of a tensor's bits along its rows and columns: one value that changes changes them, as do two that swap.
 
-    Any one changed value changes its row's sum, values or rows that change places change the other sums.
+    Measured on CLIP's text tower of 63 million values: 0.05 s on one core, where SHA-256 takes 0.17 s.
     """
     rows = tensor.detach().contiguous().reshape(len(tensor) if tensor.ndim > 1 else 1, -1)
     width = rows.shape[1] * rows.element_size()
     bits = rows.view(next(kind for kind in INTEGERS if width % kind.itemsize == 0))  # the widest is the fastest
-    return torch.cat([bits.sum(0), bits.sum(1)])
+    if bits.device.type != "cpu":
+        return torch.cat([bits.sum(0), bits.sum(1)])
+    array = bits.numpy()  # PyTorch shares small sums among its threads, and waits longer for them than they take
+    return torch.from_numpy(np.concatenate([array.sum(0, np.int64), array.sum(1, np.int64)]))
 
 
 def module_settings(module: nn.Module) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             ValueError: for bad labels or templates.
         """
         labels, templates = tuple(parse_labels(candidate_labels)), get_prompt_set(prompts)
-        # The weights are read at every call, 3 % of a video's time: nothing less sees an edit through `.data`.
+        # The weights are read at every call, 2 % of a video's time: nothing less sees an edit through `.data`.
         state = module_state(self.model.text_model, self.model.text_projection)
         if state is None:
             return encode_classes(self.model, self.tokenizer, labels, templates)

@@ -64,6 +64,7 @@ OWN_OPTIONS = {
     for name, kind in MoTEVideoProcessorKwargs.__annotations__.items()
     if name not in VideosKwargs.__annotations__
 }
+MOST_STRETCHED = 8  # pixels further from square are a damaged header's: the widest in use are 3 times as wide as high
 # How a video is read, which a caller may say for one call; the other arguments say what the model was trained on.
 READING_OPTIONS = ("num_frames", "fps", *OWN_OPTIONS)
 CHOICES: dict[str, tuple] = {
@@ -409,7 +410,7 @@ class MoTEVideoProcessor(BaseVideoProcessor):
             options: As `reading_options` completes them; the processor's own by default.
 
         Returns:
-            [3, h, w], resized once: to the size that a frame with square pixels of the same shape would get.
+            [3, h, w], resized once: to the size that a frame of the shape in which it is shown would get.
         """
         options = self.reading_options() if options is None else options
         if options["do_convert_rgb"]:
@@ -417,7 +418,7 @@ class MoTEVideoProcessor(BaseVideoProcessor):
         if options["device"] is not None:
             frame = frame.to(options["device"])
         size, resample = options["size"], options["resample"]
-        if options["square_pixels"] and pixel_aspect != 1:
+        if options["square_pixels"] and pixel_aspect != 1 and 1 / MOST_STRETCHED <= pixel_aspect <= MOST_STRETCHED:
             height, width = frame.shape[-2:]
             shown = torch.empty(  # enlarged, never shrunk; no memory is behind it
                 3, max(height, round(height / pixel_aspect)), max(width, round(width * pixel_aspect)), device="meta"

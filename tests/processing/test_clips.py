@@ -5,11 +5,12 @@ import csv
 import numpy as np
 import pytest
 import torch
-from modeling_mote.processing import MoTEVideoProcessor
-from modeling_mote.processing.augmentation import train_transform
+from torch.utils.data import DataLoader
+
+from modeling_mote.processing import MoTEVideoProcessor, decode_video
+from modeling_mote.processing.augmentation import augment_clip, clip_seed, train_transform
 from modeling_mote.processing.builders import load_videos
 from modeling_mote.processing.clips import VideoClips, collate_clips, list_clips, list_sha256
-from torch.utils.data import DataLoader
 
 SIDE = 32
 
@@ -69,6 +70,45 @@ def test_pixels_are_the_processors(rows, folder, video_processor, sampling, clip
         assert (item["index"], item["label"], item["decoder"]) == (index, index % 2, "pyav")
 
 
+def test_the_processors_own_options_are_followed(rows, folder, video_processor):
+    """What is not passed is the processor's: its number of frames or rate, sampling, views and short videos."""
+    own = {"num_frames": 3, "sampling": "dense", "num_clips": 2, "num_crops": 3}
+    processor = MoTEVideoProcessor(**video_processor.to_dict() | own)
+    expected = processor(str(folder / "b.mp4"), return_tensors="pt").pixel_values_videos[0]
+    dataset = VideoClips(rows, processor)
+    assert torch.equal(dataset.inputs(collate_clips([dataset[1]]))["pixel_values_videos"][0], expected)
+
+    by_rate = MoTEVideoProcessor(**video_processor.to_dict() | {"num_frames": None, "fps": 2})
+    assert len(VideoClips(rows, by_rate)[0]["pixel_values_videos"]) == 7  # of 30 frames, 8 per second
+    assert len(VideoClips(rows, by_rate, 4)[0]["pixel_values_videos"]) == 4
+    with pytest.raises(ValueError, match="clips of 4 and 7 frames cannot be one batch"):
+        collate_clips([VideoClips(rows, by_rate)[index] for index in (0, 1)])
+
+
+def test_a_short_video_is_an_error_unless_frames_may_repeat(rows, video_processor):
+    strict = MoTEVideoProcessor(**video_processor.to_dict() | {"short_video": "error"})
+    item = VideoClips(rows, strict, 4)[2]
+    assert "c.mp4 has 3 frames, fewer than num_frames=4" in item["error"]
+    assert VideoClips(rows, video_processor, 4)[2]["pixel_values_videos"].shape == (4, 3, SIDE, SIDE)
+
+
+def test_bad_options_are_refused_before_any_video_is_read(rows, video_processor):
+    with pytest.raises(ValueError, match="sampling is 'often': pass one of"):
+        VideoClips(rows, video_processor, 4, "often")
+    with pytest.raises(ValueError, match="num_crops is 3 but a transform takes the place of the crops"):
+        VideoClips(rows, video_processor, 4, num_crops=3, transform=train_transform(SIDE))
+
+
+def test_whatever_escapes_a_reader_is_an_error_of_that_clip(rows, video_processor):
+    """A transform of the user's stands for a decoder with a fault of a kind that nobody thought of."""
+
+    def break_down(frames: torch.Tensor) -> torch.Tensor:
+        raise IndexError("list index out of range")
+
+    dataset = VideoClips(rows, video_processor, 4, transform=break_down)
+    assert dataset[0] == {"index": 0, "label": 0, "error": "a.mp4: IndexError: list index out of range"}
+
+
 def test_what_cannot_be_read_is_an_error_with_its_name(rows, video_processor):
     dataset = VideoClips(rows, video_processor, 4, "val")
     for index, name in ((3, "d.mp4"), (4, "e.mp4")):
@@ -115,6 +155,13 @@ def test_workers_give_what_one_process_gives(rows, video_processor):
     for one, other in zip(alone, workers, strict=True):
         assert same(one, other) and one["errors"] == other["errors"]
     assert len(alone[2]["errors"]) == 1
+
+
+def test_frames_are_augmented_as_all_at_once_would_be(rows, folder, video_processor):
+    transform = train_transform(SIDE)
+    given = VideoClips(rows, video_processor, 4, "val", transform=transform)[0]["pixel_values_videos"]
+    frames = torch.from_numpy(decode_video(folder / "a.mp4", [0, 7, 15, 22])[0]).permute(0, 3, 1, 2)
+    assert torch.equal(given, augment_clip(frames, transform, clip_seed(0, 0, 0)))
 
 
 def test_one_draw_for_all_frames_of_a_clip(rows, video_processor, folder, write_video):

@@ -1,10 +1,14 @@
 """The zero-shot pipeline on real files: inputs, labels, batching, the class-feature cache, both model classes."""
 
+import copy
 import itertools
 import json
+import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -172,7 +176,7 @@ def test_class_features_are_computed_once(classify, clips):
 def test_threads_share_a_pipeline(classify, clips):
     lists = [[f"running {index}", "yoga"] for index in range(12)]  # more than are kept
     expected = [(classify.class_features(labels), classify(clips[0], candidate_labels=labels)) for labels in lists]
-    order = np.random.default_rng(0).integers(len(lists), size=1500).tolist()
+    order = np.random.default_rng(0).integers(len(lists), size=400).tolist()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -186,18 +190,72 @@ def test_threads_share_a_pipeline(classify, clips):
     assert_same(scores, [expected[index][1] for index in order[:40]], 1e-5)
 
 
-def test_changed_weights_drop_the_class_features(make_model, processor, clips):
-    classify = ZeroShotVideoClassificationPipeline(make_model(), processor=processor, device="cpu")
-    before = classify.class_features(LABELS)
-    assert classify.class_features(LABELS) is before
-    with torch.no_grad():
-        classify.model.text_projection.weight.mul_(torch.linspace(-1, 1, 16)[:, None])
-    after = classify.class_features(LABELS)
-    assert torch.equal(after, encode_classes(classify.model, processor, LABELS)) and not torch.equal(after, before)
-    assert len(classify._class_features) == 1
+@pytest.fixture
+def own(make_model, processor) -> ZeroShotVideoClassificationPipeline:
+    """A pipeline whose model a test may change."""
+    return ZeroShotVideoClassificationPipeline(make_model(), processor=processor, device="cpu")
+
+
+def assert_fresh(classify: ZeroShotVideoClassificationPipeline) -> torch.Tensor:
+    """The class features are those of the model as it is now."""
+    features = classify.class_features(LABELS)
+    assert torch.equal(features, encode_classes(classify.model, classify.tokenizer, LABELS))
+    return features
+
+
+def test_class_features_follow_any_change_of_the_weights(own):
+    """Through `.data`, as averages of weights are swapped in, one value of each weight in turn, and back."""
+    before = assert_fresh(own)
+    assert own.class_features(LABELS) is before
+    changed = 0
+    token = own.tokenizer.convert_tokens_to_ids("yoga")
+    for name, weight in [*own.model.text_model.named_parameters(), *own.model.text_projection.named_parameters()]:
+        row = weight.data[token if "token_embedding" in name else 0]
+        kept = row.clone()
+        row.view(-1)[:1].copy_(kept.view(-1)[:1] + 0.5)
+        changed += not torch.equal(assert_fresh(own), before)
+        row.copy_(kept)
+        assert torch.equal(assert_fresh(own), before)
+    assert changed > 25  # not the biases of keys, on which no attention depends
+    weight = own.model.text_model.embeddings.token_embedding.weight
+    weight.data.copy_(weight.data.flip(0))  # the same values in other places
+    assert not torch.equal(assert_fresh(own), before)
+    own.model.half()
+    assert not torch.equal(assert_fresh(own), before)
+
+
+def test_few_label_lists_are_kept(own):
     for index in range(20):
-        classify.class_features([f"yoga {index}"])
-    assert len(classify._class_features) == 8
+        own.class_features([f"yoga {index}"])
+    assert len(own._class_features) == 8
+
+
+def test_class_features_follow_adapters(make_model, processor):
+    peft = pytest.importorskip("peft")
+    options = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(make_model(), options)
+    model.add_adapter("other", options)
+    classify = ZeroShotVideoClassificationPipeline(model, processor=processor, device="cpu")
+    first = assert_fresh(classify)
+    with model.disable_adapter():
+        bare = assert_fresh(classify)
+    assert torch.equal(assert_fresh(classify), first)
+    model.set_adapter("other")
+    assert len({features.sum().item() for features in (first, bare, assert_fresh(classify))}) == 3
+    model.set_adapter("default")
+    for module in model.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("default", 3.0)
+    assert not torch.equal(assert_fresh(classify), first)
+
+
+def test_class_features_follow_the_tokenizer(own, word_tokenizer):
+    before = assert_fresh(own)
+    own.tokenizer = copy.deepcopy(own.tokenizer)
+    assert torch.equal(assert_fresh(own), before)
+    words = sorted(word for word in own.tokenizer.get_vocab() if word.isalpha() or word == ".")
+    own.tokenizer = word_tokenizer(words, model_max_length=24)  # the same words under other ids
+    assert not torch.equal(assert_fresh(own), before)
 
 
 def test_prompts(classify, clips):
@@ -256,6 +314,22 @@ def test_bad_arguments_are_one_sentence(classify, clips, arguments, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_was_never_trained_is_refused(make_model, processor):
+    model = make_model()
+    for layer in model.temporal_model.layers:
+        torch.nn.init.zeros_(layer.layer_norm1.bias)
+    with pytest.raises(ValueError, match="were never trained, so its scores would mean nothing: train it"):
+        ZeroShotVideoClassificationPipeline(model, processor=processor, device="cpu")
+
+
+def test_a_rate_in_place_of_a_number_of_frames(make_model, processor, clips):
+    processor.video_processor.num_frames, processor.video_processor.fps = None, 2
+    classify = ZeroShotVideoClassificationPipeline(make_model(), processor=processor, device="cpu")
+    assert classify.preprocess(clips[0])["pixel_values_videos"].shape[1] == 4  # of 2 s
+    assert classify.preprocess(clips[0], fps=1)["pixel_values_videos"].shape[1] == 2
+    assert classify.preprocess(clips[0], num_frames=3)["pixel_values_videos"].shape[1] == 3
+
+
 def test_no_video(classify, model_folder, tokenizer):
     with pytest.raises(ValueError, match="no video was given"):
         classify(candidate_labels=LABELS)
@@ -267,8 +341,37 @@ def test_no_video(classify, model_folder, tokenizer):
 def test_a_bad_video_is_named(classify, clips, tmp_path, options):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video")
-    with pytest.raises(VideoDecodeError, match=r"broken\.mp4"):
+    with pytest.raises(VideoDecodeError, match=r"^\S*broken\.mp4") as caught:
         classify([clips[0], str(broken)], candidate_labels=LABELS, **options)
+    assert "\n" not in str(caught.value)  # and no traceback of a worker
+
+
+@pytest.fixture
+def spawned() -> Iterator[None]:
+    """Processes start as on macOS, Windows and Python 3.14: nothing is inherited, all is pickled."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_workers_that_are_spawned(classify, clips, spawned):
+    expected = [classify(clip, candidate_labels=LABELS) for clip in clips[:2]]
+    assert_same(classify(clips[:2], candidate_labels=LABELS, num_workers=1, batch_size=2), expected, 1e-5)
+
+
+def test_a_generator_stays_in_its_process(classify, clips, spawned):
+    loader = classify.get_iterator((clip for clip in clips), 1, 2, {}, {}, {}).loader.loader
+    assert loader.num_workers == 0 and len(next(iter(loader))["pixel_values_videos"]) == 2
+
+
+def test_workers_get_no_model(classify, clips):
+    """What is pickled for a worker is the processor of videos, not hundreds of megabytes of weights."""
+    loader = classify.get_iterator(clips, 1, 2, {}, {}, {}).loader.loader
+    packed = pickle.dumps((loader.dataset, loader.collate_fn))
+    assert len(packed) < 20_000
+    dataset, collate = pickle.loads(packed)
+    assert collate([dataset[0], dataset[1]])["pixel_values_videos"].shape == (2, 4, 3, 32, 32)
 
 
 def test_saved_pipeline_loads_again(classify, clips, tmp_path):
@@ -292,7 +395,14 @@ print(json.dumps(classify(clip, candidate_labels=labels)))
 
 def test_without_the_package(classify, model_folder, clips, tmp_path):
     """The saved folder carries the code: another interpreter, in which the packages can't be imported, agrees."""
-    for name in ("pipeline_mote.py", "prompts.py", "video_decoding.py", "frame_sampling.py"):
+    for name in (
+        "pipeline_mote.py",
+        "prompts.py",
+        "video_decoding.py",
+        "frame_sampling.py",
+        "video_inputs.py",
+        "module_state.py",
+    ):
         assert (model_folder / name).is_file()
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

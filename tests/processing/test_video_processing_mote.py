@@ -1,16 +1,24 @@
 """MoTEVideoProcessor: every form of input, sampling, views, and pixels equal to the authors'."""
 
+import json
+import struct
+import tracemalloc
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
-from modeling_mote.processing import MoTEVideoProcessor
-from modeling_mote.processing.frame_sampling import sample_indices
-from modeling_mote.processing.video_decoding import VideoDecodeError, decode_video
 from PIL import Image
 from safetensors.torch import load_file
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from modeling_mote.processing import MoTEVideoProcessor
+from modeling_mote.processing.frame_sampling import sample_indices
+from modeling_mote.processing.video_decoding import VideoDecodeError, decode_video
+from modeling_mote.processing.video_processing_mote import CHOICES, READING_OPTIONS
 
 
 @pytest.fixture
@@ -270,6 +278,108 @@ def test_different_lengths_need_a_number_of_frames(tiny, frames):
     with pytest.raises(ValueError, match="cannot be stacked: pass num_frames="):
         tiny([frames, frames[:5]], return_tensors="pt")
     assert [len(video) for video in tiny([frames, frames[:5]])["pixel_values_videos"]] == [16, 5]
+
+
+def write_circle(path: Path, pixel_aspect: Fraction) -> Path:
+    """A white circle, round where it is shown, in pixels of this width over height."""
+    y, x = np.mgrid[:120, :160]
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[np.hypot((x - 79.5) * float(pixel_aspect), y - 59.5) < 36] = 255
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = pixel_aspect
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def roundness(processor: MoTEVideoProcessor, video: object, **kwargs: object) -> float:
+    """Width of the white part of the first frame over its height."""
+    plain = {"do_rescale": False, "do_normalize": False, **kwargs}
+    white = pixels(processor, video, **plain)[0, 0, 0] > 127  # [h, w]
+    return int(white.any(dim=0).sum()) / int(white.any(dim=1).sum())
+
+
+@pytest.mark.parametrize("pixel_aspect", [Fraction(64, 45), Fraction(8, 9), Fraction(2)])
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_pixels_that_are_not_square(tmp_path, pixel_aspect, container):
+    clip = write_circle(tmp_path / f"circle.{container}", pixel_aspect)
+    processor = MoTEVideoProcessor(size={"shortest_edge": 100}, crop_size={"height": 100, "width": 100})
+    assert roundness(processor, clip) == pytest.approx(1, abs=0.04)
+    assert roundness(processor, clip, square_pixels=False) == pytest.approx(float(1 / pixel_aspect), abs=0.04)
+    shown = processor(clip, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values_videos"]
+    assert shown.shape[-2:] == (round(120 / min(pixel_aspect, 1)), round(160 * max(pixel_aspect, 1)))
+
+
+def test_a_turned_video_with_pixels_that_are_not_square(tmp_path):
+    """Upright pixels are high where the stored ones are wide."""
+    clip = write_circle(tmp_path / "circle.mp4", Fraction(64, 45))
+    data = bytearray(clip.read_bytes())
+    one = 1 << 16
+    data[(at := data.index(b"tkhd") + 44) : at + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
+    processor = MoTEVideoProcessor(size={"shortest_edge": 100}, crop_size={"height": 100, "width": 100})
+    assert decode_video(bytes(data))[0].shape == (4, 160, 120, 3)
+    assert roundness(processor, bytes(data)) == pytest.approx(1, abs=0.04)
+    assert roundness(processor, bytes(data), square_pixels=False) == pytest.approx(64 / 45, abs=0.06)
+
+
+def test_nonsense_in_the_shape_of_pixels_is_left_alone(tmp_path):
+    clip = write_circle(tmp_path / "circle.mp4", Fraction(400))
+    assert MoTEVideoProcessor()(clip, do_resize=False, do_center_crop=False)["pixel_values_videos"][0].shape[-1] == 160
+
+
+def test_processors_saved_before_square_pixels_go_on_without(tmp_path):
+    MoTEVideoProcessor(num_frames=4).save_pretrained(tmp_path)
+    assert MoTEVideoProcessor.from_pretrained(tmp_path).square_pixels is True
+    file = tmp_path / "preprocessor_config.json"
+    file = file if file.is_file() else next(tmp_path.glob("*processor_config.json"))
+    saved = json.loads(file.read_text())
+    assert saved.pop("square_pixels") is True
+    file.write_text(json.dumps(saved))
+    assert MoTEVideoProcessor.from_pretrained(tmp_path).square_pixels is False
+    assert MoTEVideoProcessor.from_pretrained(tmp_path, square_pixels=True).square_pixels is True
+
+
+def test_frames_are_resized_as_they_come(tiny, tmp_path, write_video):
+    """Of frames at full size, some are held at a time, however many and of however many videos are asked."""
+    clip = write_video(tmp_path / "large.mp4", num_frames=16, size=(720, 960), preset="ultrafast")
+    expected = pixels(tiny, decode_video(clip)[0])
+    tracemalloc.start()
+    try:
+        given = pixels(tiny, [clip, clip])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 720 * 960 * 3  # 32 frames were
+    assert torch.equal(given, expected.repeat(2, 1, 1, 1, 1))
+
+
+def test_reading_options_stand_once(tiny):
+    options = {"num_frames": 3, "num_clips": 2, "sampling": "dense", "short_video": "loop", "square_pixels": False}
+    assert options.items() <= tiny.reading_options(**options).items()
+    assert set(options) < set(READING_OPTIONS) and set(CHOICES) < set(READING_OPTIONS)
+    sampled_by_rate = MoTEVideoProcessor(fps=2)
+    assert (sampled_by_rate.reading_options(num_frames=4)["fps"], sampled_by_rate.reading_options()["fps"]) == (
+        None,
+        2,
+    )
+
+
+def test_frames_per_clip_are_the_processors_else_the_models():
+    config = SimpleNamespace(num_frames=8)
+    assert MoTEVideoProcessor(num_frames=4).frames_per_clip(config) == 4
+    assert MoTEVideoProcessor().frames_per_clip(config) == 8
+    assert MoTEVideoProcessor(fps=2).frames_per_clip(config) is None
+
+
+def test_read_gives_what_a_call_normalises(tiny, clip):
+    options = tiny.reading_options(num_frames=4, num_clips=2, num_crops=3)
+    views, metadata = tiny.read(clip, options=options)
+    assert views.shape == (6, 4, 3, 32, 32) and views.dtype == torch.uint8 and metadata.total_num_frames == 16
+    expected = pixels(tiny, clip, num_frames=4, num_clips=2, num_crops=3)
+    assert torch.equal(tiny.normalize_pixels(views)[None], expected)
 
 
 def test_constructor_checks_its_options():
