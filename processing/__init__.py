@@ -8,13 +8,15 @@ if TYPE_CHECKING:
     from .augmentation import augment_clip, clip_seed, train_transform
     from .class_names import parse_labels, to_words
     from .frame_sampling import sample_indices
-    from .long_video import classify_windows, merge_windows, plot_timeline, smooth_windows
+    from .long_video import classify_windows
     from .pipeline_mote import ZeroShotVideoClassificationPipeline
     from .processing_mote import MoTEProcessor
     from .prompts import PROMPT_SETS, encode_classes, encode_texts, get_prompt_set
     from .protocols import PROTOCOLS, get_protocol, half_classes, score_views
-    from .video_decoding import VideoDecodeError, decode_video, probe_video
+    from .timeline import merge_windows, plot_timeline, smooth_windows
+    from .video_decoding import decode_video, probe_video
     from .video_processing_mote import MoTEVideoProcessor
+    from .video_source import VideoDecodeError
 
 __getattr__ = lazy_names(
     __name__,
@@ -23,7 +25,7 @@ __getattr__ = lazy_names(
         "MoTEVideoProcessor": "video_processing_mote",
         "PROMPT_SETS": "prompts",
         "PROTOCOLS": "protocols",
-        "VideoDecodeError": "video_decoding",
+        "VideoDecodeError": "video_source",
         "ZeroShotVideoClassificationPipeline": "pipeline_mote",
         "augment_clip": "augmentation",
         "classify_windows": "long_video",
@@ -34,13 +36,13 @@ __getattr__ = lazy_names(
         "get_prompt_set": "prompts",
         "get_protocol": "protocols",
         "half_classes": "protocols",
-        "merge_windows": "long_video",
+        "merge_windows": "timeline",
         "parse_labels": "class_names",
-        "plot_timeline": "long_video",
+        "plot_timeline": "timeline",
         "probe_video": "video_decoding",
         "sample_indices": "frame_sampling",
         "score_views": "protocols",
-        "smooth_windows": "long_video",
+        "smooth_windows": "timeline",
         "to_words": "class_names",
         "train_transform": "augmentation",
     },

@@ -1,4 +1,4 @@
-"""Scores over time: sliding windows over a video of any length, merged into segments and drawn as a timeline.
+"""Scores over time: sliding windows over a video of any length, each frame encoded once.
 
 >>> classify = pipeline("zero-shot-video-classification", model="org/mote-vitb16")
 >>> windows = list(classify_windows(classify, "match.mp4", ["serving", "celebrating", "resting"]))
@@ -7,30 +7,25 @@
 >>> plot_timeline(windows).savefig("timeline.png")
 """
 
-import io
-import textwrap
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 import torch
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
 from .pipeline_mote import ZeroShotVideoClassificationPipeline
-from .video_decoding import VideoDecodeError, _Clock, _frames, _Inventory, _Pass, _Picture, _reason, _report, _Source
+from .video_file import open_video
 from .video_inputs import open_encoded
 from .video_processing_mote import READING_OPTIONS
+from .video_source import Source, VideoDecodeError
 
 # A window has a fixed number of frames, and PyAV reads it in order.
 OPTIONS = ("prompts", *(name for name in READING_OPTIONS if name not in ("fps", "video_backend")))
 THUMBNAIL_SIDE = 128  # pixels, the longer one
-THUMBNAILS = 8  # in a timeline
-LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")  # each for ten labels
 
 
 @dataclass(eq=False)
@@ -106,12 +101,12 @@ def classify_windows(
     if "candidate_labels" not in forward:
         raise ValueError("candidate_labels is missing: pass a list of names or a comma-separated string")
     scorer = _Scorer(classify, processing, forward)
-    source = _Source(open_encoded(video, "the video")[0])
+    source = Source(open_encoded(video, "the video")[0])
     return _classify(scorer, source, window, stride, batch_size)
 
 
 def _classify(
-    scorer: "_Scorer", source: _Source, window: float, stride: float, batch_size: int
+    scorer: "_Scorer", source: Source, window: float, stride: float, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     batch: list[_Window] = []
     each = None
@@ -128,42 +123,26 @@ def _classify(
 
 
 def _windows(
-    source: _Source, window: float, stride: float, resize: Callable[[np.ndarray, float], torch.Tensor], strict: bool
+    source: Source, window: float, stride: float, resize: Callable[[np.ndarray, float], torch.Tensor], strict: bool
 ) -> Iterator[_Window]:
     """Every window with all of its frames, as soon as it is complete."""
-    found, last = _Pass(), 0.0
     number, start, end = 0, 0.0, float(window)  # of the window that waits for its frames
     held: deque[_Frame] = deque()  # the frames from its start on
-    picture: _Picture | None = None
-    failure: Exception | None = None
-    with source.open() as (container, stream):
-        clock, inventory = _Clock(container, stream), _Inventory(container, stream)
-        try:
-            for frame in _frames(container, stream, inventory):
-                picture = picture or _Picture(frame, stream.sample_aspect_ratio)
-                seconds = clock.tick(frame)
-                while seconds >= end:
-                    if frames := [each for each in held if start <= each.seconds < end]:
-                        yield _Window(start, end, frames)
-                    # Where nothing is held, the windows before this frame are passed over at once.
-                    number = number + 1 if held else max(number + 1, int((seconds - window) / stride))
-                    start, end = round(number * stride, 6), round(number * stride + window, 6)
-                    while held and held[0].seconds < start:
-                        held.popleft()
-                if seconds >= start:
-                    held.append(_Frame(seconds, resize(picture.rgb(frame), picture.pixel_aspect)))
-                last, found.num_frames = max(last, seconds), found.num_frames + 1
-            found.breakage = inventory.shortage()
-        except av.FFmpegError as error:
-            failure, found.breakage = error, _reason(error)
-        duration = round(last + 1 / (clock.fps or 25.0), 6)
-    if not found.num_frames:
-        raise VideoDecodeError(
-            f"{source.name}: no frame can be decoded ({found.breakage or 'the video stream is empty'})."
-        ) from failure
-    _report(source, found, strict)
-    if frames := [each for each in held if start <= each.seconds]:
-        yield _Window(start, min(end, duration), frames)
+    with open_video(source) as video:
+        for seconds, frame in video.frames():
+            while seconds >= end:
+                if frames := [each for each in held if start <= each.seconds < end]:
+                    yield _Window(start, end, frames)
+                # Where nothing is held, the windows before this frame are passed over at once.
+                number = number + 1 if held else max(number + 1, int((seconds - window) / stride))
+                start, end = round(number * stride, 6), round(number * stride + window, 6)
+                while held and held[0].seconds < start:
+                    held.popleft()
+            if seconds >= start:
+                held.append(_Frame(seconds, resize(video.image(frame), video.pixel_aspect)))
+        video.report(strict)
+        if frames := [each for each in held if start <= each.seconds]:
+            yield _Window(start, min(end, video.clock.end), frames)
 
 
 class _Scorer:
@@ -225,154 +204,4 @@ def _thumbnail(frame: _Frame) -> np.ndarray:
     return np.asarray(image)
 
 
-def smooth_windows(windows: Iterable[Mapping[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """Replace the scores of every window by their mean over the windows around it.
-
-    Args:
-        windows: As `classify_windows` gives them.
-        seconds: Length of the moving average: windows whose middles lie at most half of it apart from a window's own
-            count; 0 changes nothing.
-
-    Returns:
-        The windows with other scores, best first, that still sum to 1.
-
-    Raises:
-        ValueError: For a negative length.
-    """
-    windows = list(windows)
-    if not seconds >= 0:
-        raise ValueError(f"seconds is {seconds!r}: pass the length of the moving average, 0 for none")
-    if not windows:
-        return []
-    labels = list(windows[0]["scores"])
-    scores, middles = _scores(windows, labels), np.array([(each["start"] + each["end"]) / 2 for each in windows])
-    first = np.searchsorted(middles, middles - seconds / 2 - 1e-6)
-    behind = np.searchsorted(middles, middles + seconds / 2 + 1e-6, side="right")
-    means = [scores[begin:end].mean(axis=0).tolist() for begin, end in zip(first, behind, strict=True)]
-    return [
-        {**each, "scores": dict(sorted(zip(labels, mean, strict=True), key=lambda item: -item[1]))}
-        for each, mean in zip(windows, means, strict=True)
-    ]
-
-
-def merge_windows(windows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Merge neighbouring windows of the same best label into segments, which do not overlap.
-
-    Where two windows overlap, each has its half of the overlap. A stretch of time that no window saw is no part of a
-    segment.
-
-    Args:
-        windows: As `classify_windows` gives them.
-
-    Returns:
-        `{"start", "end", "label", "score"}`, in order, times in seconds, the score the mean of the label's over the
-        merged windows.
-    """
-    windows = list(windows)
-    segments: list[dict[str, Any]] = []
-    counts: list[int] = []
-    for (start, end), each in zip(_spans(windows), windows, strict=True):
-        label = max(each["scores"], key=each["scores"].__getitem__)
-        if segments and segments[-1]["label"] == label and segments[-1]["end"] == start:
-            segments[-1]["end"] = end
-            segments[-1]["score"] += each["scores"][label]
-            counts[-1] += 1
-        else:
-            segments.append({"start": start, "end": end, "label": label, "score": each["scores"][label]})
-            counts.append(1)
-    return [segment | {"score": segment["score"] / count} for segment, count in zip(segments, counts, strict=True)]
-
-
-def plot_timeline(windows: Sequence[Mapping[str, Any]], *, top_k: int = 5) -> Any:
-    """Draw scores over time, under thumbnails of the video.
-
-    Args:
-        windows: As `classify_windows` gives them, at least one; those without `thumbnail` are drawn without.
-        top_k: Labels drawn, those with the highest scores anywhere; the others would hide them.
-
-    Returns:
-        A `matplotlib.figure.Figure`, which shows itself in a notebook; `savefig` writes it.
-
-    Raises:
-        ValueError: If there is no window, or `top_k` is less than 1.
-        ImportError: Without matplotlib.
-    """
-    from matplotlib.figure import Figure  # only who plots needs matplotlib
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    class Timeline(Figure):
-        """A figure that notebooks show without pyplot, which would keep it."""
-
-        def _repr_png_(self) -> bytes:
-            picture = io.BytesIO()
-            self.savefig(picture, format="png")
-            return picture.getvalue()
-
-    windows = list(windows)
-    if not windows:
-        raise ValueError("there is no window to draw: pass those that classify_windows gives")
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise ValueError(f"top_k is {top_k!r}: pass a number of labels from 1 on")
-    labels = list(windows[0]["scores"])
-    scores, spans = _scores(windows, labels), _spans(windows)
-    drawn = np.argsort(-scores.max(axis=0), kind="stable")[:top_k]
-    begin, end = windows[0]["start"], windows[-1]["end"]
-
-    names = [textwrap.fill(labels[label], 32) for label in drawn]
-    lines = sum(name.count("\n") + 1 for name in names)
-    height = max(4.5, 1 + 0.22 * lines)
-    figure = Timeline(figsize=(12, height), dpi=120, layout="constrained")
-    pictured = [each for each in windows if each.get("thumbnail") is not None]
-    columns = min(THUMBNAILS, len(pictured))
-    grid = figure.add_gridspec(2, max(columns, 1), height_ratios=(1.2, height - 1.2))
-    for column in range(columns):
-        shown = _nearest(pictured, begin + (column + 0.5) * (end - begin) / columns)
-        strip = figure.add_subplot(grid[0, column])
-        strip.imshow(shown["thumbnail"])
-        strip.axis("off")
-
-    axes = figure.add_subplot(grid[1, :] if columns else grid[:, :])
-    unseen = [2 * number for number in range(1, len(spans)) if spans[number - 1][1] < spans[number][0]]
-    times = np.insert(np.array(spans, float).ravel(), unseen, np.nan)  # a curve breaks where no window saw the video
-    curves = []
-    for rank, label in enumerate(drawn):
-        heights = np.insert(np.repeat(scores[:, label], 2), unseen, np.nan)
-        style = LINE_STYLES[rank // 10 % len(LINE_STYLES)]
-        curves += axes.plot(times, heights, color=f"C{rank % 10}", linestyle=style, linewidth=1.8)
-    axes.set(xlim=(begin, end), ylim=(0, 1.02), xlabel="seconds" if end < 60 else "time", ylabel="score")
-    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10] if end < 60 else [1, 2, 3, 6, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _clock_time(seconds, end)))
-    axes.grid(alpha=0.3)
-    title = f"best {len(drawn)} of {len(labels)} labels" if len(labels) > len(drawn) else None
-    legend = figure.legend(curves, names, loc="outside right upper", frameon=False, title=title)
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a label may cost $5
-    return figure
-
-
-def _scores(windows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> np.ndarray:
-    """Scores [w, c] of w windows, in the order of c labels."""
-    return np.array([[each["scores"][label] for label in labels] for each in windows])
-
-
-def _spans(windows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Start and end of the time that each window stands for: of an overlap, neighbours have half each."""
-    spans = [(each["start"], each["end"]) for each in windows]
-    for index, (left, right) in enumerate(pairwise(windows)):
-        if right["start"] < left["end"]:
-            middle = round((right["start"] + left["end"]) / 2, 6)
-            spans[index], spans[index + 1] = (spans[index][0], middle), (middle, spans[index + 1][1])
-    return spans
-
-
-def _nearest(windows: Sequence[Mapping[str, Any]], seconds: float) -> Mapping[str, Any]:
-    return min(windows, key=lambda each: abs((each["start"] + each["end"]) / 2 - seconds))
-
-
-def _clock_time(seconds: float, end: float) -> str:
-    """Seconds of a video that ends at `end`, as its player would show them."""
-    if end < 60:
-        return f"{seconds:g}"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if end >= 3600 else f"{minutes}:{seconds:02}"
+__all__ = ["classify_windows"]
