@@ -60,12 +60,13 @@ class _CheckedConfig(PreTrainedConfig):
     A file may hold more: fields of a later version, or of other tools. Those are kept and saved again.
     """
 
+    _foreign: ClassVar[dict[str, Any]] = {}  # of an instance: keys of its file that this version has no field for
+
     @classmethod
     def _knows(cls, key: str) -> bool:
         return key.startswith("_") or key in _TRANSFORMERS_KEYS or key in {field.name for field in fields(cls)}
 
     def __post_init__(self, **kwargs):
-        self._foreign: dict[str, Any] = {}  # keys of a file that this version has no field for
         unknown = sorted(key for key in kwargs if not self._knows(key))
         if unknown:
             inherited = {field.name for field in fields(PreTrainedConfig)}
@@ -89,7 +90,7 @@ class _CheckedConfig(PreTrainedConfig):
                 f"This version of {type(self).__name__} has no field {', '.join(sorted(foreign))}; what the file says "
                 "of it has no effect, and is kept when the config is saved."
             )
-        self._foreign = foreign
+            self.__dict__["_foreign"] = foreign
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoProcessor, AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedConfig,
+    pipeline,
+)
 from transformers.utils import cached_file, logging
 
 from . import registration  # noqa: F401  AutoProcessor and pipeline() know MoTE then
@@ -132,10 +141,12 @@ def load_processor(model: str) -> MoTEProcessor:
     Raises:
         CheckpointError: if there is none.
     """
+    if Path(model).is_dir() and not (Path(model) / "processor_config.json").is_file():
+        raise CheckpointError(f"{model} holds no processor_config.json: save a MoTEProcessor beside the model.")
     with _one_sentence(model):
         processor = AutoProcessor.from_pretrained(model)
     if not isinstance(processor, MoTEProcessor):
-        raise CheckpointError(f"{model} holds no MoTEProcessor: save one beside the model.")
+        raise CheckpointError(f"{model} holds a {type(processor).__name__}: save a MoTEProcessor beside the model.")
     return processor
 
 
@@ -275,8 +286,8 @@ def new_processor(clip: str, config: MoTEConfig, num_frames: int) -> MoTEProcess
     if set(tokenizer("a photo of a person").input_ids) <= set(tokenizer.all_special_ids):
         raise CheckpointError(f"{clip} has no tokenizer: save the CLIP's tokenizer in it.")
     try:
-        pixels = getattr(AutoProcessor.from_pretrained(clip), "image_processor", MoTEVideoProcessor)
-    except (OSError, ValueError):  # a tokenizer alone: CLIP's own colours
+        pixels: Any = AutoImageProcessor.from_pretrained(clip)
+    except (OSError, ValueError):  # none is saved with it: CLIP's own colours
         pixels = MoTEVideoProcessor
     video_processor = MoTEVideoProcessor(
         size={"shortest_edge": side},
@@ -319,6 +330,9 @@ def _one_sentence(model: str):
         raise CheckpointError(
             f"{model} does not load: its weights do not fit its config.json ({first_sentence(error)})."
         ) from error
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{model} does not load: its config.json holds a wrong value ({reason}).") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{model} does not load: {first_sentence(error)}.") from error
 
