@@ -1,7 +1,5 @@
 """Rows of a video dataset to pixels, in DataLoader workers: decode, sample frames, augment, normalise."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,11 +25,6 @@ def list_clips(rows: Any) -> list[tuple[str | None, int, float | None, float | N
 
     paths = rows["path"] if "path" in rows.column_names else [video["path"] for video in rows["video"]]
     return list(zip(paths, rows["label"], column("start"), column("end"), strict=True))
-
-
-def list_sha256(rows: Any) -> str:
-    """SHA-256, in hexadecimal, of a split's paths, labels and times, in order."""
-    return hashlib.sha256(json.dumps(list_clips(rows)).encode()).hexdigest()
 
 
 class VideoClips(Dataset):
