@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from .augmentation import augment_clip, clip_seed
+from .reading import describe_error
 from .video_processing_mote import MoTEVideoProcessor
 
 
@@ -95,9 +96,7 @@ class VideoClips(Dataset):
         try:
             pixels, decoder = self.read(row, clip_seed(self.seed, epoch, index), self.name(index))
         except Exception as error:  # whatever escapes a reader is that file's error, and no end of the run
-            known = isinstance(error, (ValueError, OSError))
-            message = str(error) if known else f"{self.name(index)}: {type(error).__name__}: {error}"
-            return {"index": index, "label": label, "error": message}
+            return {"index": index, "label": label, "error": describe_error(error, self.name(index))}
         return {"index": index, "label": label, "decoder": decoder, self.input_name: pixels}
 
     def inputs(self, batch: Mapping[str, Any], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:

@@ -106,7 +106,7 @@ def test_whatever_escapes_a_reader_is_an_error_of_that_clip(rows, video_processo
         raise IndexError("list index out of range")
 
     dataset = VideoClips(rows, video_processor, 4, transform=break_down)
-    assert dataset[0] == {"index": 0, "label": 0, "error": "a.mp4: IndexError: list index out of range"}
+    assert dataset[0] == {"index": 0, "label": 0, "error": "a.mp4 can't be read: list index out of range"}
 
 
 def test_what_cannot_be_read_is_an_error_with_its_name(rows, video_processor):
