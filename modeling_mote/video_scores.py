@@ -95,7 +95,6 @@ def score_videos(
     labels = tuple(labels)
     num_frames = classify.processor.video_processor.frames_per_clip(classify.model.config)
     reader = PixelReader(classify.processor.video_processor, num_frames)
-    classify.class_features(labels)  # bad labels are known before the work
     batch: list[tuple[int, Reading]] = []
     # A single file is read here.
     for index, reading in read_in_processes(reader, files, num_workers if len(files) > 1 else 0):
@@ -163,7 +162,6 @@ def score_windows(
         ValueError: For bad labels and options.
         OSError: If the timeline can't be written.
     """
-    classify.class_features(tuple(labels))
     windows: list[dict[str, Any]] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
@@ -340,6 +338,7 @@ def score_all(
     Raises:
         ValueError, OSError: As these two.
     """
+    classify.class_features(tuple(labels))  # bad labels are known before the work
     new = []
     for name, file in zip(videos.names, videos.files, strict=True):
         known = None if options.get("timeline") else saved.find(file)

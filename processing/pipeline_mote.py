@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from functools import partial
 from types import GeneratorType
@@ -14,7 +15,7 @@ from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .class_names import parse_labels
+from .class_names import parse_labels, unlike_words
 from .module_state import module_state
 from .prompts import encode_classes, get_prompt_set
 from .video_inputs import is_one_video
@@ -203,15 +204,25 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         # The weights are read at every call, 2 % of a video's time: nothing less sees an edit through `.data`.
         state = module_state(self.model.text_model, self.model.text_projection)
         if state is None:
+            self._point_out_names(labels)
             return encode_classes(self.model, self.tokenizer, labels, templates)
         key = (labels, templates, state, self.tokenizer, len(self.tokenizer), self.tokenizer.model_max_length)
         features = self._class_features.get(key)
         if features is None:
+            self._point_out_names(labels)
             features = encode_classes(self.model, self.tokenizer, labels, templates)
         kept = [item for item in self._class_features.items() if item[0] != key]
         # Replaced, never edited: threads that share the pipeline read whole dicts.
         self._class_features = dict([*kept, (key, features)][-CACHED_LABEL_LISTS:])
         return features
+
+    def _point_out_names(self, labels: Sequence[str]) -> None:
+        """Labels are texts, and taken as they are: say which look like names of folders, but for trained classes."""
+        trained = self.model.config.id2label.values() if self.model.config.training_classes_set else ()
+        names = unlike_words(label for label in labels if label not in trained)
+        if names:
+            shown = ", ".join(f"{words!r} rather than {name!r}" for name, words in list(names.items())[:5])
+            warnings.warn(f"Labels are read as they are written: did you mean {shown}?", stacklevel=3)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the model and the processor, as one folder that `pipeline` loads.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from .class_names import parse_labels
+from .class_names import parse_labels, to_words
 
 logger = logging.get_logger(__name__)
 
@@ -94,7 +94,9 @@ def encode_classes(
     limit = _token_limit(model, tokenizer)
     for name, ids in zip(names, _tokenize(tokenizer, names, limit)["input_ids"], strict=True):
         if set(ids) <= set(tokenizer.all_special_ids):  # the unknown token is one of them
-            raise ValueError(f"label {name!r} holds no word that the tokenizer knows: write it in other words")
+            words = to_words(name)
+            advice = "write it in other words" if words == name else f"did you mean {words!r}?"
+            raise ValueError(f"label {name!r} holds no word that the tokenizer knows: {advice}")
     embeds = encode_texts(model, tokenizer, names, prompts, batch_size)
     _check_distinct(embeds, names)
     return embeds
@@ -151,7 +153,9 @@ def encode_texts(
         for module, _ in modes:  # not model.eval(), which would touch more than the text tower
             module.training = False
         for start in range(0, len(filled), batch_size):
-            batch = _tokenize(tokenizer, filled[start : start + batch_size], limit, return_tensors="pt").to(model.device)
+            batch = _tokenize(tokenizer, filled[start : start + batch_size], limit, return_tensors="pt").to(
+                model.device
+            )
             _check_tokens(batch["input_ids"], batch["attention_mask"], text_model.config.eos_token_id)
             _warn_if_cut(filled[start : start + batch_size], batch.encodings or [], limit)
             output = model.get_text_features(

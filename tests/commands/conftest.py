@@ -215,13 +215,16 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shapes_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's CLIP with temporal layers that were never trained: it knows colours and shapes, but not motions."""
+    """The demo's CLIP with temporal layers that were hardly trained: it knows colours and shapes, but not motions."""
     folder = tmp_path_factory.mktemp("shapes") / "model"
     clip, names = EXAMPLES / "moving_shapes_clip", ["red bar growing", "blue star spinning"]
     tokenizer = AutoTokenizer.from_pretrained(clip)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MoTEForVideoClassification.from_pretrained(clip)
+        with torch.no_grad():
+            for weight in model.temporal_model.parameters():
+                weight += 0.01 * torch.randn_like(weight)
     model.set_training_classes(names, encode_classes(model, tokenizer, names))
     sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     model.save_pretrained(folder)

@@ -414,3 +414,9 @@ def test_without_the_package(classify, model_folder, clips, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == classify(clips[0], candidate_labels=LABELS)
+
+
+def test_labels_that_look_like_names_of_folders_are_pointed_out(classify, clips):
+    with pytest.warns(UserWarning, match="did you mean 'yoga running' rather than 'yoga-running-'"):
+        scores = classify(clips[0], candidate_labels=["yoga-running-", "archery"])
+    assert {row["label"] for row in scores} == {"yoga-running-", "archery"}  # and taken as they are
