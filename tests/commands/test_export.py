@@ -1,7 +1,5 @@
 """The exported folder on sizes the command did not check, without PyTorch, and what keeps it from being written."""
 
-import copy
-import importlib.util
 import json
 import os
 import re
@@ -13,43 +11,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
 from transformers import AutoTokenizer, pipeline
 
 from modeling_mote import MoTEForVideoClassification, MoTEModel
+from modeling_mote.export import export_checkpoint, export_program, make_graphs, part_of, write_onnx
+
+from .tiny import save_mote
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["left", "right", "still", "Archery", "Bowling", "Diving", "Fencing"]
+NAMES = ("left", "right", "still", "Archery", "Bowling", "Diving", "Fencing")
 GRAPHS = ("video", "text", "classifier")
-
-
-@pytest.fixture(scope="module")
-def export_script():
-    spec = importlib.util.spec_from_file_location("export_script", ROOT / "examples" / "export.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def save_mote(folder: Path, clip: Path, trained: bool = True) -> Path:
-    """A MoTE of 4 frames whose every weight counts, with seven training classes or none."""
-    tokenizer = AutoTokenizer.from_pretrained(clip)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = MoTEForVideoClassification.from_pretrained(clip, num_frames=4).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name != "logit_scale":
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-    if trained:
-        model.set_training_classes(NAMES, encode_classes(model, tokenizer, NAMES))
-    model.save_pretrained(folder)
-    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    MoTEProcessor(MoTEVideoProcessor(num_frames=4, short_video="loop", **sizes), tokenizer).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +31,7 @@ def checkpoint(clip_folder, tmp_path_factory, write_video) -> Path:
     """The checkpoint, with example.mp4 beside its folder."""
     folder = tmp_path_factory.mktemp("export")
     write_video(folder / "example.mp4", num_frames=20)
-    return save_mote(folder / "model", clip_folder)
+    return save_mote(folder / "model", clip_folder, NAMES, num_frames=4)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +43,9 @@ def model(checkpoint) -> MoTEForVideoClassification:
 def exported(checkpoint) -> tuple[Path, str]:
     """The folder that the command wrote in a process of its own, in both formats and int8, and what it printed."""
     output = checkpoint.parent / "exported"
-    options = ["--checkpoint", checkpoint, "--output", output, "--format", "both", "--quantize"]
+    options = ["--model", checkpoint, "--output", output, "--format", "both", "--quantize"]
     finished = subprocess.run(
-        [sys.executable, ROOT / "examples" / "export.py", *map(str, options)], capture_output=True, text=True
+        [sys.executable, "-m", "modeling_mote", "export", *map(str, options)], capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
     return output, finished.stdout
@@ -174,7 +148,7 @@ def test_what_is_printed_and_recorded(exported, checkpoint):
     assert (
         str(checkpoint.parent / "example.mp4") in printed and "In int8, which is not held to the tolerance" in printed
     )
-    assert record["labels"] == NAMES and record["num_frames"] == 4 and len(record["prompts"]) == 28
+    assert record["labels"] == list(NAMES) and record["num_frames"] == 4 and len(record["prompts"]) == 28
     differences = record["largest_difference"]
     assert set(differences) == {"onnx", "pt2", "int8"}
     for suffix in ("onnx", "pt2"):
@@ -213,12 +187,12 @@ def test_the_documents_numpy_gives_what_the_pipeline_gives(exported, checkpoint,
     assert np.allclose(embeds, MoTEModel.from_pretrained(checkpoint).seen_classes.weight)
 
 
-def test_a_merged_model_without_training_classes(export_script, clip_folder, tmp_path, capsys):
-    folder = save_mote(tmp_path / "model", clip_folder, trained=False)
+def test_a_merged_model_without_training_classes(clip_folder, tmp_path):
+    folder, said = save_mote(tmp_path / "model", clip_folder, (), num_frames=4), []
     model = MoTEModel.from_pretrained(folder).eval().merge_experts(temperature=0.6)
     model.save_pretrained(folder)
-    export_script.export(export_script.Arguments(str(folder), str(tmp_path / "out"), format="torch"))
-    assert "synthetic clips" in capsys.readouterr().out
+    export_checkpoint(str(folder), tmp_path / "out", format="torch", say=said.append)
+    assert "synthetic clips" in said[0]
     assert json.loads((tmp_path / "out" / "export.json").read_text())["labels"] == []
     assert not list((tmp_path / "out").glob("*.onnx*"))
     pixels, class_embeds = torch.randn(2, 4, 3, 32, 32), torch.randn(3, 16)
@@ -232,68 +206,75 @@ def test_a_merged_model_without_training_classes(export_script, clip_folder, tmp
     close(found["logits"], expected.logits_per_video)
 
 
-def test_a_graph_that_is_off_leaves_nothing(export_script, checkpoint, refusal, tmp_path, capsys):
-    options = {"checkpoint": checkpoint, "output": tmp_path / "out", "format": "torch", "tolerance": 1e-12}
+def test_a_graph_that_is_off_leaves_nothing(checkpoint, refusal, tmp_path):
+    options = {"model": checkpoint, "output": tmp_path / "out", "format": "torch", "tolerance": 1e-12}
     assert re.fullmatch(
-        r"\w+\.pt2: \w+ differs from PyTorch by \d\.\de-\d+, more than --tolerance 1e-12; nothing was written\.",
-        refusal(export_script, options),
+        r"\w+\.pt2: \w+ differs from PyTorch by \d\.\de-\d+, more than the tolerance 1e-12; nothing was written\.",
+        refusal("export", options),
     )
-    assert "| video.pt2 |" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_nothing(export_script, checkpoint, refusal, full_disk, tmp_path):
+def test_a_full_disk_leaves_nothing(checkpoint, refusal, full_disk, tmp_path):
     with full_disk(4096):
-        message = refusal(
-            export_script,
-            {"checkpoint": checkpoint, "output": tmp_path / "out", "videos": checkpoint.parent / "example.mp4"},
-        )
-    assert message.startswith(f"--output {tmp_path / 'out'} can't be written: ")
+        message = refusal("export", {"model": checkpoint, "output": tmp_path / "out"})
+    assert "File too large" in message
     assert not list(tmp_path.iterdir())
 
 
-def test_an_opset_that_does_not_exist(export_script, model, tmp_path):
-    merged = copy.deepcopy(model).merge_experts()
-    graph = export_script.make_graphs(merged)["classifier"]
-    program = export_script.export_program(graph, {})
-    with pytest.raises(ValueError, match="--opset 999: this PyTorch can't write classifier.onnx in it"):
-        export_script.write_onnx(program, graph, tmp_path / "classifier.onnx", 999)
+def test_an_opset_that_does_not_exist(model, tmp_path):
+    graph = make_graphs(part_of(model).merge_experts())["classifier"]
+    program = export_program(graph, {})
+    with pytest.raises(ValueError, match="opset 999: this PyTorch can't write classifier.onnx in it"):
+        write_onnx(program, graph, tmp_path / "classifier.onnx", 999)
     assert not list(tmp_path.iterdir())
-    assert export_script.write_onnx(program, graph, tmp_path / "classifier.onnx", 18) == 18
+    assert write_onnx(program, graph, tmp_path / "classifier.onnx", 18) == 18
+
+
+def test_a_part_shares_its_tensors_and_leaves_the_model_as_it_is(model):
+    whole = set(dict(model.named_parameters()))
+    part = part_of(model, "text_model", "text_projection")
+    assert set(dict(part.named_parameters())) == {name for name in whole if name.startswith("text_")}
+    assert set(dict(model.named_parameters())) == whole
+    assert part.text_projection.weight is model.text_projection.weight
+    merged = part_of(model).merge_experts()
+    assert merged.config.temporal_config.experts_merged and not model.config.temporal_config.experts_merged
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "message", "code"),
     [
-        ({"output": "."}, "--output . exists: name a folder that doesn't"),
-        ({"checkpoint": "no/such"}, "--checkpoint no/such can't be loaded"),
-        ({"checkpoint": "CLIP"}, "has no temporal layers; train a MoTE from this CLIP first"),
-        ({"format": "tflite"}, "--format must be onnx, torch, both; got 'tflite'"),
-        ({"format": "torch", "quantize": True}, "--quantize is about ONNX"),
-        ({"opset": 17}, "--opset must be at least 18"),
-        ({"videos": "nowhere.mp4"}, "nowhere.mp4 does not exist"),
-        ({"videos": __file__}, "cannot be opened as a video"),
-        ({"tolerance": "nan"}, "--tolerance must be a number from 0 on"),
+        ({"output": "."}, "--output . exists: name a folder that doesn't", 1),
+        ({"model": "./no/such"}, "--model ./no/such: there is no such folder", 1),
+        ({"model": "CLIP"}, "is a bare CLIP, whose temporal layers are not there yet", 1),
+        ({"model": "UNTRAINED"}, "were never trained", 1),
+        ({"format": "tflite"}, "invalid choice: 'tflite'", 2),
+        ({"format": "torch", "quantize": "true"}, "quantize is about ONNX", 1),
+        ({"opset": 17}, "17 is out of range: it must be at least 18", 2),
+        ({"videos": "nowhere.mp4"}, "nowhere.mp4 does not exist", 1),
+        ({"videos": __file__}, "cannot be opened as a video", 1),
+        ({"tolerance": "nan"}, "nan is out of range", 2),
     ],
 )
-def test_bad_input_is_one_sentence(export_script, checkpoint, clip_folder, refusal, tmp_path, options, message):
-    given = {"checkpoint": checkpoint, "output": tmp_path / "out"} | options
-    given["checkpoint"] = clip_folder if given["checkpoint"] == "CLIP" else given["checkpoint"]
-    assert message in refusal(export_script, given)
-    assert not list(tmp_path.iterdir())
+def test_bad_input_is_one_sentence(checkpoint, clip_folder, refusal, tmp_path, options, message, code):
+    given = {"model": checkpoint, "output": tmp_path / "out"} | options
+    if given["model"] == "UNTRAINED":
+        given["model"] = save_mote(tmp_path / "untrained", clip_folder, trained=False)
+    given["model"] = clip_folder if given["model"] == "CLIP" else given["model"]
+    assert message in refusal("export", given, code)
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_library_is_one_sentence(export_script, checkpoint, refusal, tmp_path, monkeypatch):
+def test_a_missing_library_is_one_sentence(checkpoint, refusal, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    message = refusal(export_script, {"checkpoint": checkpoint, "output": tmp_path / "out"})
+    message = refusal("export", {"model": checkpoint, "output": tmp_path / "out"})
     assert message == "ONNX needs onnxscript: pip install 'mote-transformers[export]'."
 
 
 @pytest.mark.slow
-def test_real_clips(export_script, shared, checkpoint, tmp_path, capsys):
-    clips = [
-        str(shared / "videos" / name) for name in ("v_Punch_g03_c01.avi", "v_Biking_g01_c01.mp4", "tc_h265_video.mp4")
-    ]
-    export_script.export(export_script.Arguments(str(checkpoint), str(tmp_path / "out"), format="torch", videos=clips))
-    assert "Checked on the 3 clips given; videos x frames 3 x 4, " in capsys.readouterr().out
+def test_real_clips(shared, checkpoint, tmp_path):
+    names, said = ("v_Punch_g03_c01.avi", "v_Biking_g01_c01.mp4", "tc_h265_video.mp4"), []
+    clips = [str(shared / "videos" / name) for name in names]
+    export_checkpoint(str(checkpoint), tmp_path / "out", format="torch", videos=clips, say=said.append)
+    assert said[0].startswith("Checked on the 3 clips given; videos x frames 3 x 4, ")
