@@ -1,6 +1,6 @@
 """The whole training loop of MoTE on one page, to be copied and changed.
 
-    accelerate launch examples/train_minimal.py --data my_videos --model openai/clip-vit-base-patch16 --output runs/mini
+    accelerate launch examples/train_minimal.py --data my_videos --model openai/clip-vit-base-patch16 --output runs/a
 
 `my_videos` holds one folder per class. The image tower stays frozen and every frame is encoded in every step; `mote
 train` does more: it caches the frames, resumes, averages weights, takes benchmarks, CSV lists and recipes.

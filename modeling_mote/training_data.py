@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .processing import MoTEVideoProcessor
+from .processing.augmentation import train_transform
 from .processing.builders import BUILDERS, load_videos, video_builder
-from .processing.clips import list_clips
+from .processing.clips import VideoClips, list_clips
 
 
 def load_train_and_validation(
@@ -40,9 +42,27 @@ def load_train_and_validation(
         rows to train on; rows to validate on, or None; and what the latter are, in words.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_videos`, and if the split to validate on is that to train on.
+        FileNotFoundError, ValueError: as `load_videos`, and if the split to validate on is that to train on, or has
+            a class that the other has not.
     """
+    rows, validation, words = _load_both(
+        data, name, data_dir, train_split, validation_split, validation_data, hold_out_share, seed
+    )
+    if validation is not None:
+        class_indices(validation, training_classes(rows))
+    return rows, validation, words
 
+
+def _load_both(
+    data: str,
+    name: str | None,
+    data_dir: str | None,
+    train_split: str,
+    validation_split: str | None,
+    validation_data: str | None,
+    hold_out_share: float,
+    seed: int,
+) -> tuple[Any, Any, str]:
     def load(source: str, split: str, configuration: str | None = None) -> Any:
         folder = {} if data_dir is None or (source != data and Path(source).is_dir()) else {"data_dir": data_dir}
         return load_videos(source, split, name=configuration, **folder)
@@ -157,4 +177,42 @@ def class_indices(rows: Any, classes: Sequence[str]) -> dict[int, int]:
     return {label: classes.index(names[label]) for label in labels}
 
 
-__all__ = ["class_indices", "few_shot", "hold_out", "load_train_and_validation", "training_classes"]
+def training_pixels(
+    rows: Any,
+    classes: Sequence[str],
+    video_processor: MoTEVideoProcessor,
+    num_frames: int,
+    sampling: str = "val",
+    augment: bool = False,
+    flip: float = 0.5,
+    seed: int = 0,
+) -> VideoClips:
+    """The clips of a split as pixels, with labels among the training classes.
+
+    Args:
+        rows: of a data set.
+        classes: names of the training classes.
+        video_processor: reads and resizes.
+        num_frames: frames per clip.
+        sampling: "train" for a random frame of each segment, "val" for its first.
+        augment: random crop, flip and greyscale, one draw per clip, see
+            [`train_transform`][modeling_mote.processing.train_transform].
+        flip: probability of the flip.
+        seed: of frames and augmentation.
+
+    Raises:
+        ValueError: as [`class_indices`].
+    """
+    side = video_processor.crop_size["height"]
+    return VideoClips(
+        rows,
+        video_processor,
+        num_frames,
+        sampling,
+        transform=train_transform(side, flip=flip) if augment else None,
+        labels=class_indices(rows, classes),
+        seed=seed,
+    )
+
+
+__all__ = ["class_indices", "few_shot", "hold_out", "load_train_and_validation", "training_classes", "training_pixels"]

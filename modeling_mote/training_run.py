@@ -1,7 +1,7 @@
 """One training from its first step to its last: the loop of `mote train`, and what it leaves in the run's folder.
 
-`log.jsonl` (one line per step), `curves.png`, `checkpoints/`, `best/` (by validation accuracy), `model/`. A run that was
-interrupted goes on from its last checkpoint, and computes what it would have computed without.
+`log.jsonl` (one line per step), `curves.png`, `checkpoints/`, `best/` (by validation accuracy) and `model/`. A run
+that was interrupted goes on from its last checkpoint, and computes what it would have computed without.
 """
 
 import hashlib
@@ -151,7 +151,6 @@ class TrainingRun:
         shared |= {"number of processes": accelerator.num_processes, "weights to start from": start}
         self.checkpoints = Checkpoints(output / "checkpoints", accelerator, shared, keep, ema)
         self.files = _files_sha256(clips)
-        self._go_on(max_bad_fraction)
         self.batches = Batches(
             len(clips),
             settings.batch_size,
@@ -160,8 +159,8 @@ class TrainingRun:
             settings.gradient_accumulation,
             accelerator.process_index,
             accelerator.num_processes,
-            start=self.step,
         )
+        self._go_on(max_bad_fraction)
         self.last_step = min(self.batches.total, max_steps or self.batches.total)
         self.save_every = save_every or self.batches.steps_per_epoch
         if accelerator.is_main_process and not any(self.rates(self.batches.steps_per_epoch - 1).values()):
@@ -175,6 +174,7 @@ class TrainingRun:
         """Take up where the last checkpoint was left, or begin."""
         progress = self.checkpoints.load_newest() or {"step": 0, "best": -1.0, "bad": [], "log": []}
         self.step, self.best, self.log = progress["step"], progress["best"], progress["log"]
+        self.batches.start = self.step
         self.bad = BadClips(self.clips, max_bad_fraction, progress["bad"])
         self.measured = next((row["validation"] for row in reversed(self.log) if "validation" in row), None)
         if self.accelerator.is_main_process:
@@ -186,6 +186,24 @@ class TrainingRun:
                 )
             # What a killed run wrote after its last checkpoint is computed again.
             write_whole(self.output / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.log))
+
+    def describe(self) -> str:
+        """One line on what will be done."""
+        trained = sum(each.numel() for each in self.take_step.model.parameters() if each.requires_grad)
+        on = self.given_record.get("validated_on", "")
+        validated = f"{len(self.validation)} clips {on} to validate on" if self.validation else "no validation"
+        cached = ", on cached frame features" if self.clips.input_name == "frame_embeds" else ""
+        return (
+            f"{len(self.clips)} clips of {self.weights.config.num_labels} classes, {validated}; {self.batches.total} "
+            f"steps of {self.batches.global_batch} clips from step {self.step}, {trained:,} trained parameters{cached}"
+        )
+
+    def describe_end(self) -> str:
+        """One line on what came out."""
+        found = self.measured
+        said = f", top-1 {100 * found['accuracy']:.1f} % on {found['listed']} clips" if found else ""
+        unread = f"{len(self.bad.names())} training clips could not be read"
+        return f"{self.output / 'model'}: step {self.step}{said}; {unread}"
 
     def rates(self, step: int) -> dict[str, float]:
         """Learning rates of the groups at a step, {name of the group: rate}."""

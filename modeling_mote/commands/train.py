@@ -4,9 +4,10 @@
     accelerate launch -m modeling_mote.commands.train --config kinetics400_vitb16.yaml --data_dir /data/kinetics400
 
 `my_videos` holds one folder per class. A part of the videos is held out to measure the accuracy. The run's folder gets
-`model/` (model, processor, card), `best/` (by validation accuracy), `checkpoints/`, `log.jsonl` (one line per step) and
-`curves.png`. The same command after an interruption goes on from the last checkpoint, and computes what the first run
-would have. Several processes: `accelerate launch` or `torchrun` before it, as above."""
+`model/` (model, processor, card), `best/` (by validation accuracy), `checkpoints/`, `log.jsonl` (one line per step)
+and `curves.png`. The same command after an interruption goes on from the last checkpoint, and computes what the first
+run would have. Several processes: `accelerate launch` or `torchrun` before it, as above.
+"""
 
 import sys
 import warnings
@@ -118,32 +119,22 @@ def _train(options: Any, output: Path, accelerator: Any) -> None:
     elif options.push_to_hub is not None:  # whatever is wrong with it shows before the training
         prepare_repository(options.push_to_hub)
     set_seed(options.seed)
+    model, processor = load_to_train(options.model, options.num_frames, options.label_smoothing)
+    model.to(accelerator.device)
     rows, validation_rows, validated_on = _load_rows(options, accelerator)
     classes = training_classes(rows)
     rows, chosen = (rows, None) if options.shots is None else few_shot(rows, options.shots, options.seed)
     settings = _settings(options, len(rows), accelerator.num_processes)
-    model, processor = load_to_train(options.model, options.num_frames, options.label_smoothing)
-    model.to(accelerator.device)
-
     with only_run(output) if main else nullcontext():
         if main and chosen is not None:
             write_whole(output / "few_shot.csv", chosen)
         cache = Path(options.cache_dir or output / "cache")
         with accelerator.main_process_first():
             model.set_training_classes(classes, class_features(model, processor, classes, options.prompts, cache))
-        clips = _clips(options, rows, classes, model, processor, accelerator, settings.batch_size)
-        validation = _clips(
-            options, validation_rows, classes, model, processor, accelerator, settings.batch_size, validates=True
-        )
+        clips = _clips(options, rows, model, processor, accelerator, cache, settings.batch_size, trains=True)
+        validation = _clips(options, validation_rows, model, processor, accelerator, cache, settings.batch_size)
         if options.activation_checkpointing:
             model.activation_checkpointing_enable()
-        common = _common(options, rows, validation_rows)
-        record = {
-            "arguments": vars(options),
-            "clips_sha256": common["list of training clips"],
-            "validated_on": validated_on,
-            "class_names": rows.info.description,
-        }
         training = TrainingRun(
             model,
             processor,
@@ -152,8 +143,8 @@ def _train(options: Any, output: Path, accelerator: Any) -> None:
             output,
             settings,
             accelerator,
-            common=common,
-            record=record,
+            common=_common(options, rows, validation_rows),
+            record=_record(options, rows, validated_on),
             num_workers=options.num_workers if clips.input_name == "pixel_values_videos" else 0,
             max_bad_fraction=options.max_bad_fraction,
             save_every=options.save_every,
@@ -161,16 +152,13 @@ def _train(options: Any, output: Path, accelerator: Any) -> None:
             max_steps=options.max_steps,
         )
         if options.tensorboard:
-            accelerator.init_trackers(
-                "tensorboard", config={name: str(value) for name, value in vars(options).items()}
-            )
-        accelerator.print(_beginning(training, validated_on))
-        record = train(training)
-        accelerator.print(_end(record, output / "model"))
+            accelerator.init_trackers("tensorboard", config={name: str(each) for name, each in vars(options).items()})
+        accelerator.print(training.describe())
+        train(training)
+        accelerator.print(training.describe_end())
         if main and options.push_to_hub is not None:
-            publish_checkpoint(
-                output / "model", options.push_to_hub, commit_message=f"MoTE, step {record['step']}", say=print
-            )
+            message = f"MoTE, step {training.step}"
+            publish_checkpoint(output / "model", options.push_to_hub, commit_message=message, say=print)
     accelerator.end_training()
 
 
@@ -190,47 +178,33 @@ def _load_rows(options: Any, accelerator: Any) -> tuple[Any, Any, str]:
         )
 
 
-def _settings(options: Any, num_clips: int, num_processes: int) -> Any:
-    from ..training import fitting_batch_size
+def _settings(options: Any, num_clips: int, world: int) -> Any:
+    from ..training import Batches, fitting_batch_size
     from ..training_run import Settings
 
     given = {each.name: getattr(options, each.name) for each in fields(Settings) if hasattr(options, each.name)}
-    fitting = fitting_batch_size(num_clips, num_processes * options.gradient_accumulation)
-    return Settings(**given | {"batch_size": options.batch_size or fitting, "own_draws": options.draws == "per-rank"})
+    given["batch_size"] = options.batch_size or fitting_batch_size(num_clips, world * options.gradient_accumulation)
+    settings = Settings(**given | {"own_draws": options.draws == "per-rank"})
+    # Too large a batch shows before frames are encoded.
+    Batches(num_clips, settings.batch_size, settings.epochs, accumulation=settings.gradient_accumulation, world=world)
+    return settings
 
 
 def _clips(
-    options: Any,
-    rows: Any,
-    classes: list[str],
-    model: Any,
-    processor: Any,
-    accelerator: Any,
-    size: int,
-    validates=False,
+    options: Any, rows: Any, model: Any, processor: Any, accelerator: Any, cache: Path, size: int, trains: bool = False
 ) -> Any:
     """Pixels of the rows, or their frame features; None for no rows."""
     from ..frame_features import encode_frames
-    from ..processing.augmentation import train_transform
-    from ..processing.clips import VideoClips
-    from ..training_data import class_indices
+    from ..training_data import training_pixels
 
     if rows is None:
         return None
-    augments = options.augment and not validates
-    clips = VideoClips(
-        rows,
-        processor.video_processor,
-        options.num_frames,
-        "val" if validates else options.sampling,
-        transform=train_transform(model.config.vision_config.image_size, flip=options.flip) if augments else None,
-        labels=class_indices(rows, classes),
-        seed=options.seed,
-    )
+    sampling, augment, flip = (options.sampling, options.augment, options.flip) if trains else ("val", False, 0)
+    classes, frames, seed = list(model.config.id2label.values()), options.num_frames, options.seed
+    pixels = training_pixels(rows, classes, processor.video_processor, frames, sampling, augment, flip, seed)
     if not _caches(options):
-        return clips
-    cache = Path(options.cache_dir or Path(options.output) / "cache")
-    return encode_frames(model, clips, cache, accelerator, size, options.num_workers)
+        return pixels
+    return encode_frames(model, pixels, cache, accelerator, size, options.num_workers)
 
 
 def _caches(options: Any) -> bool:
@@ -242,29 +216,27 @@ def _common(options: Any, rows: Any, validation_rows: Any) -> dict[str, Any]:
     from ..processing.builders import list_sha256
 
     return {
-        **{name: getattr(options, name) for name in ("num_frames", "label_smoothing", "prompts", "sampling")},
-        **({"augment": True, "flip": options.flip} if options.augment else {"augment": False}),
+        **{
+            name: getattr(options, name)
+            for name in ("num_frames", "label_smoothing", "prompts", "sampling", "augment")
+        },
+        "flip": options.flip if options.augment else None,
         "cache_features": _caches(options),
         "list of training clips": list_sha256(rows),
         "list of validation clips": None if validation_rows is None else list_sha256(validation_rows),
     }
 
 
-def _beginning(training: Any, validated_on: str) -> str:
-    trained = sum(each.numel() for each in training.weights.parameters() if each.requires_grad)
-    held = "" if training.validation is None else f", {len(training.validation)} clips {validated_on} to validate on"
-    cached = ", on cached frame features" if training.clips.input_name == "frame_embeds" else ""
-    return (
-        f"{len(training.clips)} clips of {training.weights.config.num_labels} classes{held}; "
-        f"{training.batches.total} steps of {training.batches.global_batch} clips from step {training.step}, "
-        f"{trained:,} trained parameters{cached}"
-    )
+def _record(options: Any, rows: Any, validated_on: str) -> dict[str, Any]:
+    """What `training.json` says beside what the run knows."""
+    from ..processing.builders import list_sha256
 
-
-def _end(record: dict[str, Any], folder: Path) -> str:
-    measured = record["validation"]
-    said = "" if measured is None else f", top-1 {100 * measured['accuracy']:.1f} % on {measured['listed']} clips"
-    return f"{folder}: step {record['step']}{said}; {len(record['bad_clips'])} training clips could not be read"
+    return {
+        "arguments": vars(options),
+        "clips_sha256": list_sha256(rows),
+        "validated_on": validated_on,
+        "class_names": rows.info.description,
+    }
 
 
 if __name__ == "__main__":

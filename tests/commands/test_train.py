@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -19,8 +20,10 @@ from modeling_mote import MoTEForVideoClassification, frame_features, training
 from modeling_mote.loading import load_to_train
 from modeling_mote.processing.builders import load_videos
 from modeling_mote.processing.clips import VideoClips, collate_clips
+from modeling_mote.processing.files import only_run
 from modeling_mote.training import step_generator
 
+from .conftest import moving_square
 from .mini_hub import MiniHub
 
 PIXELS = {"augment": True, "sampling": "train", "clip_lr": 1e-3}
@@ -156,6 +159,73 @@ def test_the_first_loss_is_the_models_own(run, options, tmp_path):
         merge_mixture=merge_mixture,
     ).loss
     assert rows[0]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------- a folder of one's own videos
+
+
+@pytest.fixture
+def own_videos(tmp_path, write_video):
+    """Folders `left_turn`, `right_turn` and `still_life` of five clips each."""
+    for label, name in enumerate(("left_turn", "right_turn", "still_life")):
+        for number in range(5):
+            file = tmp_path / "my_videos" / name / f"{number}.mp4"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_video(file, frames=moving_square(label, seed=number))
+    return tmp_path / "my_videos"
+
+
+def test_a_folder_of_videos_needs_no_other_option(run_here, own_videos, clip_folder, tmp_path, capfd):
+    """Clips are held out, the batch fits the data, every step trains, and the names are words."""
+    output = tmp_path / "mine"
+    code = run_here("train", {"data": own_videos, "model": clip_folder, "output": output, "epochs": 3})
+    said = capfd.readouterr()
+    assert code == 0, said.err
+    assert "12 clips of 3 classes, 3 clips held out of my_videos at random to validate on" in said.out
+    assert said.err.count("left_turn → left turn") == 1
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 3 * 3 and min(row["lr"]["head"] for row in log) > 0  # three steps of four clips per epoch
+    assert log[-1]["validation"]["listed"] == 3
+    model = MoTEForVideoClassification.from_pretrained(output / "model")
+    assert list(model.config.id2label.values()) == ["left turn", "right turn", "still life"]
+    assert model.temporal_layers_trained
+    record = json.loads((output / "model" / "training.json").read_text())
+    assert record["settings"]["batch_size"] == 4 and record["validated_on"] == "held out of my_videos at random"
+    assert "left_turn is left turn" in record["class_names"]
+    card = (output / "model" / "README.md").read_text()
+    assert str(tmp_path) not in card and "# MoTE trained on my_videos" in card
+    assert 'candidate_labels=["left turn", "right turn", "still life"]' in card and "archery" not in card
+
+
+def test_all_clips_are_trained_on_if_asked_and_no_plot_is_empty(run, own_videos, tmp_path):
+    changes = {"data": own_videos, "validation_data": None, "max_steps": 1}
+    widths = {}
+    for name, more in {"all": {"validation_split": "none"}, "held out": {}}.items():
+        rows = run(name, **changes | more)
+        assert ("validation" in rows[0]) == (name == "held out")
+        with Image.open(tmp_path / name / "curves.png") as picture:
+            widths[name] = picture.width
+    assert widths["all"] * 3 == widths["held out"] * 2  # two panels, and three
+    assert json.loads((tmp_path / "all" / "model" / "training.json").read_text())["clips"] == 15
+
+
+def test_the_authors_schedule_says_that_it_leaves_an_epoch_at_zero(run, capsys):
+    rows = run(schedule="authors", warmup_epochs=1)
+    assert [row["lr"]["head"] > 0 for row in rows] == [False] * 3 + [True] * 3
+    assert "With 3 steps per epoch, the authors schedule leaves the learning rate" in capsys.readouterr().err
+    assert all(row["lr"]["head"] > 0 for row in run("smooth", warmup_epochs=1))
+    assert "at 0" not in capsys.readouterr().err
+
+
+def test_a_mote_with_merged_experts_is_trained_further(run, tmp_path):
+    run("first")
+    folder = tmp_path / "first" / "model"
+    model = MoTEForVideoClassification.from_pretrained(folder)
+    model.merge_experts().save_pretrained(folder)
+    rows = run("second", model=folder, lr=1e-2, epochs=4)
+    assert losses(rows)[-1] < losses(rows)[0]
+    trained = MoTEForVideoClassification.from_pretrained(tmp_path / "second" / "model")
+    assert trained.config.temporal_config.experts_merged
 
 
 # ----------------------------------------------------------------------------------------------------------- features
@@ -473,18 +543,68 @@ def test_changed_options_are_refused_and_harmless_ones_taken(run, refusal, optio
     assert len(run(save_every=1, keep=1, num_workers=1, tensorboard=True, max_bad_fraction=0.9)) == 6
 
 
-def test_a_checkpoint_that_is_a_program_is_not_run(run, refusal, options, tmp_path):
-    class Program:
-        def __reduce__(self):
-            return (Path(tmp_path / "it ran").touch, ())
+def test_changed_clips_are_said(run, write_video, own_videos, capsys):
+    changes = {"data": own_videos, "validation_data": None}
+    run(max_steps=1, **changes)
+    run(max_steps=2, **changes)
+    assert "have changed" not in capsys.readouterr().err
+    write_video(own_videos / "left_turn" / "0.mp4", frames=moving_square(0, seed=77))
+    run(**changes)
+    assert "Files of training clips have changed since step 2" in capsys.readouterr().err
 
-    run(max_steps=2)
-    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
-    for file in ("optimizer.bin", "random_states_0.pkl"):
-        torch.save(Program(), checkpoint / file)
-    message = refusal("train", options)
-    assert str(checkpoint) in message and "damaged" in message
-    assert not (tmp_path / "it ran").exists()
+
+def test_a_damaged_checkpoint_is_passed_over(run, tmp_path, capsys):
+    whole = run("whole", save_every=1)
+    run("parts", save_every=1, max_steps=4)
+    newest = tmp_path / "parts" / "checkpoints" / "step-00000004"
+    (newest / "optimizer.bin").write_bytes(b"")
+    rows = run("parts", save_every=1)
+    assert "step-00000004 is damaged (optimizer.bin is not what was written)" in capsys.readouterr().err
+    assert losses(rows) == losses(whole)
+
+
+def test_a_damaged_log_is_written_anew(run, options, tmp_path):
+    """The lines up to a checkpoint are part of it."""
+    run(max_steps=3)
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text(log.read_text().replace('"step": 2', '"step": 7'))
+    assert [row["step"] for row in run()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_runs_on_one_output(run, refusal, options, tmp_path):
+    with only_run(tmp_path / "run"):
+        assert f"Another run is writing to {tmp_path / 'run'}" in refusal("train", options)
+    run(max_steps=1)
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the reader that dies is patched in")
+def test_a_reading_process_that_dies(refusal, options, monkeypatch):
+    read = VideoClips.read
+
+    def die(self, row, *args, **kwargs):
+        if row["path"] == "clip05.mp4":
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+        return read(self, row, *args, **kwargs)
+
+    monkeypatch.setattr(VideoClips, "read", die)
+    for changes in ({}, PIXELS):  # while frames are encoded, and in the loop
+        message = refusal("train", options | changes | {"num_workers": 1})
+        assert message.startswith("A reading process died while it read clip05.mp4") and "num_workers" in message
+
+
+def test_ctrl_c_is_one_line(run, refusal, options, monkeypatch, tmp_path):
+    whole = run("whole")
+
+    def interrupt(self, step, *_):
+        if step == 4:
+            raise KeyboardInterrupt
+        return take_step(self, step, *_)
+
+    take_step = training.TrainStep.__call__
+    monkeypatch.setattr(training.TrainStep, "__call__", interrupt)
+    assert refusal("train", options, code=130) == "interrupted"
+    monkeypatch.undo()
+    assert run() == whole
 
 
 # ------------------------------------------------------------------------------------------------------- two processes
@@ -560,10 +680,10 @@ def test_one_process_that_fails_does_not_leave_the_other_hanging(launch, options
 
 
 @pytest.mark.slow
-def test_bad_input_ends_both_processes(launch, options):
+def test_bad_input_ends_both_processes_and_is_said_once(launch, options):
     process = launch("train", options | {"data": "nowhere.csv", "batch_size": 2})
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 1 and "error: List nowhere.csv does not exist" in err
+    assert process.returncode == 1 and err.count("error: List nowhere.csv does not exist") == 1
 
 
 def test_another_number_of_processes_is_refused(on_two, refusal):
@@ -582,13 +702,16 @@ def write_csv(path: Path, lines: str) -> str:
 
 BAD_INPUT = {
     "an empty split": ({"data": "EMPTY"}, "empty has no class"),
-    "an empty split of a folder": ({"data": "SPLITS", "validation_data": None}, "Split validation of"),
+    "an empty split of a folder": (
+        {"data": "SPLITS", "validation_data": None},
+        "hold no file with the suffix of a video",
+    ),
     "an unknown label": ({"validation_data": "UNKNOWN"}, "class 'jumping' too, which has no training clip"),
-    "two classes of one name": ({"data": "TWICE"}, "'Left' more than once"),
+    "two classes of one name": ({"data": "TWICE"}, "'Left' and 'left' are one to the text tower"),
     "a missing list": ({"data": "nowhere.csv"}, "List nowhere.csv does not exist"),
     "a wrong data_dir": ({"data_dir": "nowhere"}, "nowhere is not a folder"),
     "a data_dir without the clips": ({"data_dir": "FOLDER"}, "None of the 12 clips"),
-    "a class without a clip": ({"data": "CLASSES"}, "1 of 2 classes have no clip in split train"),
+    "a class without a clip": ({"data": "CLASSES"}, "class 'right' too, which has no training clip"),
     "an unknown benchmark": ({"data": "ucf102"}, "no known data set"),
     "too many frames": (
         {"num_frames": 78},
@@ -605,7 +728,7 @@ BAD_INPUT = {
         {"validation_data": None, "validation_split": "validation"},
         "has no split validation, so it would be validated on the training clips",
     ),
-    "a model of another kind": ({"model": "SIGLIP"}, "holds a model of type 'siglip': MoTE starts from a CLIP"),
+    "a model of another kind": ({"model": "SIGLIP"}, "holds a model of type 'siglip'"),
     "fp16 without a GPU": ({"mixed_precision": "fp16"}, "fp16"),
     "a warm-up beyond the end": ({"warmup_epochs": 2}, "warmup_epochs must be in [0, epochs), got 2.0 of 2"),
     "a missing recipe": ({"config": "nowhere.yaml"}, "--config nowhere.yaml: no such file"),
