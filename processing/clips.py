@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -118,7 +117,7 @@ class VideoClips(Dataset):
             start=row.get("start"),
             end=row.get("end"),
             transform=None if self.transform is None else partial(augment_clip, transform=self.transform, seed=seed),
-            generator=np.random.default_rng(seed),
+            seed=seed,
         )
         return views[0] if len(views) == 1 else views, metadata.video_backend
 

@@ -231,7 +231,7 @@ class MoTEVideoProcessor(BaseVideoProcessor):
         start: float | None = None,
         end: float | None = None,
         transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        generator: np.random.Generator | None = None,
+        seed: int | None = None,
     ) -> tuple[torch.Tensor, VideoMetadata]:
         """Give the views of one video as the model sees them, but for rescaling and normalisation.
 
@@ -246,7 +246,7 @@ class MoTEVideoProcessor(BaseVideoProcessor):
             start: Where the clip starts in a longer file, in seconds.
             end: Where it ends, in seconds.
             transform: Of a frame, uint8 [1, 3, h, w], in place of resize and crop, as training augments.
-            generator: Source of the frames of `sampling="train"`; torch's global one by default.
+            seed: Determines the frames of `sampling="train"`; by default torch's global generator gives it.
 
         Returns:
             [v, t, 3, h, w], uint8 (or float32, if the frames were), crops of one clip side by side, for
@@ -263,10 +263,10 @@ class MoTEVideoProcessor(BaseVideoProcessor):
             video, name = open_encoded(video, name)
         choose = None
         if options["do_sample_frames"]:
+            if seed is None and options["sampling"] == "train":
+                seed = int(torch.randint(2**63 - 1, ()))  # a decoder may ask twice, and must be answered the same
             names = ("num_frames", "fps", "sampling", "num_clips", "short_video")
-            choose = partial(
-                self.sample_frames, name=name, generator=generator, **{option: options[option] for option in names}
-            )
+            choose = partial(self.sample_frames, name=name, seed=seed, **{option: options[option] for option in names})
         finish = partial(self._finish, options=options, transform=transform)
         if is_encoded(video):
             frames, metadata = decode_video(
@@ -311,7 +311,7 @@ class MoTEVideoProcessor(BaseVideoProcessor):
         num_clips: int | None = None,
         short_video: str | None = None,
         name: str = "the video",
-        generator: np.random.Generator | None = None,
+        seed: int | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
         """Choose the frames of one video.
@@ -324,7 +324,7 @@ class MoTEVideoProcessor(BaseVideoProcessor):
             num_clips: Clips per video, k.
             short_video: Policy for a video of fewer than `num_frames` frames.
             name: What messages call the video.
-            generator: Source of the frames of "train"; by default seeded by torch's global one, so that
+            seed: Determines the frames of "train"; by default torch's global generator gives it, so that
                 transformers' `set_seed` fixes them too.
             **kwargs: Not used; transformers passes all its arguments.
 
@@ -353,8 +353,9 @@ class MoTEVideoProcessor(BaseVideoProcessor):
                 "num_frames, or short_video='loop' to repeat frames"
             )
         sampling = sampling or self.sampling
-        if generator is None and sampling == "train":
-            generator = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        if seed is None and sampling == "train":
+            seed = int(torch.randint(2**63 - 1, ()))
+        generator = None if seed is None else np.random.default_rng(seed)
         return sample_indices(metadata.total_num_frames, num_frames, sampling, num_clips, generator)
 
     def _choose(

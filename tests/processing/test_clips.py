@@ -2,15 +2,18 @@
 
 import csv
 
+import av
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from transformers.video_utils import VideoMetadata
 
 from modeling_mote.processing import MoTEVideoProcessor, decode_video
 from modeling_mote.processing.augmentation import augment_clip, clip_seed, train_transform
 from modeling_mote.processing.builders import load_videos
 from modeling_mote.processing.clips import VideoClips, collate_clips, list_clips
+from modeling_mote.processing.frame_sampling import sample_indices
 
 SIDE = 32
 
@@ -143,6 +146,31 @@ def test_chance_is_fixed_by_seed_epoch_and_index_alone(rows, video_processor, au
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not same(clips()[1, 0], first) and not same(clips(seed=1)[0, 0], first)
     assert len({clips()[epoch, 0]["pixel_values_videos"].sum().item() for epoch in range(5)}) == 5
+
+
+def test_a_decoder_that_asks_twice_is_answered_the_same(folder, video_processor, write_video):
+    """The packets of a file with damage promise more frames than can be decoded, and frames are chosen once more."""
+    path = write_video(folder / "damaged.avi", 40, size=(40, 56), codec="mpeg4")
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][20]
+        start, end = packet.pos, packet.pos + packet.size
+    content = bytearray(path.read_bytes())
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+    asked = []
+
+    class Recorder(MoTEVideoProcessor):
+        def sample_frames(self, metadata: VideoMetadata, **kwargs: object) -> np.ndarray:
+            asked.append((metadata.total_num_frames, super().sample_frames(metadata, **kwargs).tolist()))
+            return np.array(asked[-1][1])
+
+    rows = write_rows(folder, "damaged", [("path", "label"), ("damaged.avi", "run")])
+    with pytest.warns(UserWarning, match=r"damaged\.avi"):
+        VideoClips(rows, Recorder(**video_processor.to_dict()), 4, "train")[0]
+    assert asked[0][0] > asked[-1][0]
+    for count, indices in asked:
+        generator = np.random.default_rng(clip_seed(0, 0, 0))
+        assert indices == sample_indices(count, 4, "train", 1, generator).tolist()
 
 
 def test_workers_give_what_one_process_gives(rows, video_processor):
