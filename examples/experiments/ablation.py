@@ -37,7 +37,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, HfArgumen
 from modeling_mote import MoTEConfig, MoTEForVideoClassification, modulation_search
 from modeling_mote.blending import blend_with_clip
 from modeling_mote.feature_cache import class_features, load_tensors, save_tensors
-from modeling_mote.modeling_mote import merging_weights, temporal_feature_modulation
+from modeling_mote.modeling_mote import merging_weights
 from modeling_mote.processing import MoTEVideoProcessor
 from modeling_mote.processing.builders import MovingShapes
 from modeling_mote.processing.builders.moving_shapes import MOTIONS, OBJECTS, class_name
@@ -307,9 +307,9 @@ def score(features: Features, data: Data) -> dict[str, float]:
 
 @torch.no_grad()
 def temporal_part(model: Any, data: Data, mixture: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    """What the head adds to the pooled frame features, [n, d] a split."""
+    """What the head adds to the pooled frame features, [n, d] per split."""
     return {
-        split: model.get_video_features(frame_embeds=frames, mixture=mixture).pooler_output - frames.mean(1)
+        split: model.get_temporal_features(frames, mixture).last_hidden_state.mean(1)
         for split, frames in data.frame_embeds.items()
         if split != "train"
     }
@@ -380,7 +380,7 @@ def search(model: Any, data: Data, seed: int, target: str) -> list[dict[str, Any
 
     @torch.no_grad()
     def temporal(mixture: torch.Tensor | None = None) -> torch.Tensor:
-        return model.get_video_features(frame_embeds=frames, mixture=mixture).pooler_output - still
+        return model.get_temporal_features(frames, mixture).last_hidden_state.mean(1)
 
     def logits_of(moved: torch.Tensor) -> torch.Tensor:
         return scale * F.normalize(still + moved, dim=-1) @ candidates.T
@@ -395,7 +395,7 @@ def search(model: Any, data: Data, seed: int, target: str) -> list[dict[str, Any
     uniform = temporal()
     modulated = {}
     for gamma in modulation_search.TEMPERATURES:
-        rho = temporal_feature_modulation(frames, candidates, model.seen_classes.weight, temperature=gamma)
+        rho = model.get_modulation(frames, candidates, gamma)
         modulated[gamma] = rho[:, None] * uniform
     scaled = {factor: factor * uniform for factor in SCALES}
     note("off", 0, uniform)
@@ -486,9 +486,7 @@ def evaluate(model: Any, data: Data, name: str, seed: int) -> dict[str, Any]:
 
     def modulated(temperature: float) -> dict[str, float]:
         def features(split: str, candidates: torch.Tensor) -> torch.Tensor:
-            rho = temporal_feature_modulation(
-                data.frame_embeds[split], candidates, model.seen_classes.weight, temperature=temperature
-            )
+            rho = model.get_modulation(data.frame_embeds[split], candidates, temperature)
             return still[split] + rho[:, None] * merged[split]
 
         return score(features, data)
@@ -514,17 +512,17 @@ def evaluate(model: Any, data: Data, name: str, seed: int) -> dict[str, Any]:
         split: torch.stack([F.normalize(still[split] + moved[split], dim=-1) for moved in alone]).mean(0)
         for split in merged
     }
-    # One expert a layer for each batch of 16 clips, as training routes it but drawn uniformly.
+    # One expert per layer for each batch of 16 clips, as training routes it but drawn uniformly.
     draw, routed = torch.Generator().manual_seed(seed), {}
     for split in merged:
         parts = []
         for frames in data.frame_embeds[split].split(16):
             mixture = F.one_hot(torch.randint(experts, (layers,), generator=draw), experts).float()
-            parts.append(model.get_video_features(frame_embeds=frames, mixture=mixture).pooler_output)
-        routed[split] = torch.cat(parts) - still[split]
+            parts.append(model.get_temporal_features(frames, mixture).last_hidden_state.mean(1))
+        routed[split] = torch.cat(parts)
     pairs = list(itertools.combinations(range(experts), 2))
     stacked = [
-        torch.cat([weight.flatten(1) for weight in layer.mlp.weights()], 1) for layer in model.temporal_model.layers
+        torch.cat([weight.flatten(1) for weight in layer.mlp.parameters()], 1) for layer in model.temporal_model.layers
     ]
     measured |= {
         "alone": [unmodulated(moved, data) for moved in alone],
