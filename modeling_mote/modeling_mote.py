@@ -22,7 +22,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -405,7 +405,7 @@ ADAPTERS_LOSE_CLASSES = (
 )
 
 
-def training_classes_digest(id2label: dict[int, str], rows: torch.Tensor) -> str:
+def training_classes_digest(id2label: Mapping[Any, str], rows: torch.Tensor) -> str:
     """SHA-256 of the class names in their order and of their text features [n, d], as hexadecimal digits."""
     names = json.dumps([name for _, name in sorted((int(index), name) for index, name in id2label.items())])
     values = rows.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
@@ -419,10 +419,10 @@ def _follow_loaded_rows(model: nn.Module, incompatible_keys: Any) -> None:
     if rows.is_meta or any(key.endswith("seen_classes.weight") for key in incompatible_keys.missing_keys):
         return
     mote._checked_classes = None
-    digest = training_classes_digest(config.id2label, rows)
-    if config.training_classes_sha256 != digest and MoTESeenClasses.are_initial(rows):
+    digest, initial = training_classes_digest(config.id2label, rows), MoTESeenClasses.are_initial(rows)
+    if initial and config.training_classes_sha256 not in (None, digest):
         config.training_classes_set, config.training_classes_sha256 = False, None
-    elif not config.training_classes_set:
+    elif not initial and not config.training_classes_set:
         config.training_classes_set, config.training_classes_sha256 = True, digest
     # Else they were set before: whether the names fit these rows is checked before the first score.
 
@@ -746,25 +746,26 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         Raises:
             ValueError: if they were not set together.
         """
-        config, rows = self.config, self.seen_classes.weight
-        state = (config.training_classes_sha256, *config.id2label.values())
+        config, rows, names = self.config, self.seen_classes.weight, self.config.id2label or {}
+        state = (config.training_classes_sha256, *names.values())
         if not config.training_classes_set or state == self._checked_classes or rows.is_meta:
             return
-        digest = training_classes_digest(config.id2label, rows)
-        if config.training_classes_sha256 != digest:
-            if MoTESeenClasses.are_initial(rows):
-                raise ValueError(
-                    "config.json says that training classes are set, but the weights hold no text features of them: "
-                    "load the weights that it was saved with, or call set_training_classes(names, embeds)."
-                )
-            if config.training_classes_sha256 is not None:
-                raise ValueError(
-                    "The names in config.id2label are not those that the text features in seen_classes.weight were "
-                    "set with: call set_training_classes(names, embeds); to rename the classes, with "
-                    "embeds=model.seen_classes.weight."
-                )
-            config.training_classes_sha256 = digest  # saved by a release that wrote none
-        self._checked_classes = (digest, *config.id2label.values())
+        digest = training_classes_digest(names, rows)
+        initial = MoTESeenClasses.are_initial(rows)
+        if config.training_classes_sha256 is None and not initial:  # saved by a release that recorded none
+            config.training_classes_sha256 = digest
+        elif config.training_classes_sha256 not in (None, digest) and initial:
+            raise ValueError(
+                "config.json says that training classes are set, but the weights hold no text features of them: load "
+                "the weights that it was saved with, or call set_training_classes(names, embeds)."
+            )
+        elif config.training_classes_sha256 not in (None, digest):
+            raise ValueError(
+                "The names in config.id2label are not those that the text features in seen_classes.weight were set "
+                "with: call set_training_classes(names, embeds); to rename the classes, with "
+                "embeds=model.seen_classes.weight."
+            )
+        self._checked_classes = (config.training_classes_sha256, *names.values())
 
     def _training_class_rows(self) -> torch.Tensor:
         """Text features of the training classes, [n, d], which fit their names."""
@@ -1017,8 +1018,7 @@ class MoTEForVideoClassification(MoTEModel):
             [`MoTEVideoClassifierOutput`].
 
         Raises:
-            ValueError: if there are no classes to score, a shape or the labels are wrong, or in training there are
-                neither labels nor a `mixture`.
+            ValueError: if there are no classes to score, or a shape or the labels are wrong.
         """
         routed = self.training and not self.config.temporal_config.experts_merged
         if merge_mixture is not None and (labels is None or not routed):
@@ -1035,10 +1035,11 @@ class MoTEForVideoClassification(MoTEModel):
                 "This model has no training classes yet: call set_training_classes(names, embeds) once, or pass "
                 "class_embeds."
             )
-        if routed and labels is None and mixture is None and torch.is_grad_enabled():
-            raise ValueError(
-                "In train() mode forward needs labels, for MoTE's loss: call eval() to score, and smooth labels by "
-                "config.label_smoothing (Trainer's label_smoothing_factor and compute_loss_func take the labels away)."
+        if routed and labels is None and mixture is None and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "In train() mode without labels there is no loss, and the scores are those of one random expert per "
+                "layer: call eval() to score. Trainer's label_smoothing_factor and compute_loss_func take the labels "
+                "away, and with them the merged pass of MoTE's loss: smooth labels by config.label_smoothing."
             )
         if mixture is None and routed:
             mixture = self.temporal_model.draw_routing()
@@ -1055,12 +1056,12 @@ class MoTEForVideoClassification(MoTEModel):
         logits = self.score(video.pooler_output, classes)
         loss = None
         if labels is not None:
-            labels = self._check_labels(labels, logits)
+            indices = self._check_labels(labels, logits)
             smoothing = self.config.label_smoothing if self.training else 0.0
-            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            loss = F.cross_entropy(logits, indices, label_smoothing=smoothing)
             if routed:
                 loss = loss + self._merged_pass_loss(
-                    video.frame_embeds, classes, labels, merge_mixture, interpolate_frame_positions
+                    video.frame_embeds, classes, indices, merge_mixture, interpolate_frame_positions
                 )
         return MoTEVideoClassifierOutput(
             loss=loss,
