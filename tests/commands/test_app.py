@@ -1,8 +1,9 @@
 """The app: its answers as a function, then as people get them, from a real browser, and as a Space runs it."""
 
 import html
-import importlib.util
+import importlib
 import io
+import itertools
 import os
 import shutil
 import signal
@@ -20,16 +21,16 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import RepoCard
-from modeling_mote.processing.builders.moving_shapes import encode_mp4, render_clip
 from PIL import Image
-from transformers import pipeline
 
-import modeling_mote  # noqa: F401  registers the pipeline
+from modeling_mote.commands.command_line import run_command
+from modeling_mote.loading import load_pipeline
+from modeling_mote.processing.builders.moving_shapes import COLORS, MOTIONS, SHAPES, encode_mp4, render_clip
+from modeling_mote.web_limits import Limits
 
 gr = pytest.importorskip("gradio", reason="Gradio is absent: pip install 'mote-transformers[app]'")
 
 ROOT = Path(__file__).resolve().parents[2]
-TASK = "zero-shot-video-classification"
 LABELS = ["red bar growing", "blue star spinning", "green moon blinking"]
 CHROMIUM = Path("/usr/bin/chromium")
 # Chromium itself asks for nothing from the internet with these.
@@ -55,6 +56,9 @@ def videos(tmp_path_factory) -> dict[str, str]:
         "corrupt.mp4": bytes(range(256)) * 40,
         "empty.mp4": b"",
     }
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    files["still.png"] = picture.getvalue()
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return {name: str(folder / name) for name in files}
@@ -71,15 +75,12 @@ def cut_short(tmp_path_factory, write_video) -> str:
 
 @pytest.fixture(scope="module")
 def app() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("app_script", ROOT / "examples" / "app.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("modeling_mote.web_app")
 
 
 @pytest.fixture(scope="module")
 def classify(shapes_model) -> Any:
-    return pipeline(TASK, model=str(shapes_model), device="cpu")
+    return load_pipeline(str(shapes_model), "cpu")
 
 
 @pytest.fixture
@@ -87,8 +88,8 @@ def answer(app, classify) -> Callable[..., list[tuple]]:
     """`answer(video, text, **arguments)`: all that the page is given."""
 
     def ask(video: str | None, text: str | None, **arguments: Any) -> list[tuple]:
-        options = {"window": 2.5, "stride": 0.5, "max_seconds": 10.0} | arguments
-        return list(app.answer(classify, app.Arguments(**options), video, text, gr.Progress()))
+        limits = Limits(**({"max_seconds": 10.0} | arguments))
+        return list(app.answer(classify, video, text, limits, gr.Progress(), window=2.5, stride=0.5))
 
     return ask
 
@@ -105,7 +106,7 @@ def test_scores_are_the_pipelines(answer, classify, videos, video):
 
 
 def test_frames_are_what_the_model_saw(answer, classify, videos):
-    (_, pictures, _), *_ = answer(videos["red.mp4"], "yoga")
+    (_, pictures, _), *_ = answer(videos["red.mp4"], "cyan moon")
     pixels = classify.preprocess(videos["red.mp4"])["pixel_values_videos"][0]  # [t, 3, 32, 32]
     processor = classify.processor.video_processor
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
@@ -118,7 +119,7 @@ def test_frames_are_what_the_model_saw(answer, classify, videos):
 
 
 def test_timeline_for_what_is_longer_than_a_window(answer, videos):
-    assert [timeline for *_, timeline in answer(videos["red.mp4"], "yoga")] == [None]
+    assert [timeline for *_, timeline in answer(videos["red.mp4"], "cyan moon")] == [None]
     (first, _, none), (second, _, timeline) = answer(videos["long.mp4"], ", ".join(LABELS))
     assert first == second and none is None
     assert isinstance(timeline, Image.Image) and np.asarray(timeline.convert("L")).std() > 5
@@ -135,6 +136,21 @@ def test_timeline_for_what_is_longer_than_a_window(answer, videos):
         ("over-long.mp4", "yoga", {}, "The video is 12.0 s long: this app takes up to 10 s"),
         ("corrupt.mp4", "yoga", {}, "corrupt.mp4 cannot be opened as a video"),
         ("empty.mp4", "yoga", {}, "empty.mp4 is empty (0 bytes)."),
+        ("red.mp4", "yoga, " + "x" * 100_000, {}, "label 2 of 2, 'xxx"),
+        (
+            "red.mp4",
+            "yoga, jumping jacks",
+            {"max_letters": 5},
+            "label 2 of 2, 'jumping jacks'…, has 13 letters: at most 5",
+        ),
+        ("red.mp4", "yoga", {"max_megabytes": 0.001}, "The file has 0 MB: this app takes up to 0.001 MB."),
+        (
+            "red.mp4",
+            "yoga",
+            {"max_gigapixels": 6e-5},
+            "The video has 16 frames of 64 × 64 pixels: this app takes up to",
+        ),
+        ("still.png", "yoga", {}, "still.png is a still picture, not a video"),
     ],
 )
 def test_bad_input_is_one_sentence(app, answer, videos, video, text, arguments, message):
@@ -176,26 +192,62 @@ def test_people_at_once_get_their_own(answer, classify, videos):
         assert result == pytest.approx(scores, abs=1e-5)
 
 
+REFERENCES = {
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{}\n#EXT-X-ENDLIST\n",
+    "endless.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{}\n",
+    "list.mp4": "ffconcat version 1.0\nfile '{}'\n",
+    "session.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9999 RTP/AVP 96\n"
+    "a=rtpmap:96 H264/90000\n",
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_an_upload_reaches_no_other_file(answer, videos, tmp_path, name):
+    """Lists that FFmpeg would follow to another file of this machine, or wait for on the network."""
+    (tmp_path / name).write_text(REFERENCES[name].format(videos["red.mp4"]))
+    with pytest.raises(ValueError, match=f"{name} cannot be opened as a video"):
+        answer(str(tmp_path / name), "yoga")
+
+
+def test_a_timeline_ends_when_its_time_is_over(app, answer, videos, monkeypatch):
+    warned = []
+    monkeypatch.setattr(app.gr, "Warning", warned.append)
+    (first, _, none), (second, _, timeline) = answer(videos["long.mp4"], ", ".join(LABELS), max_working_seconds=1e-9)
+    assert first == second and isinstance(timeline, Image.Image)
+    assert warned == ["The timeline ends at 2 s, after 1e-09 s of work."]
+
+
+def test_names_of_folders_are_pointed_out(app, answer, videos, monkeypatch):
+    said = []
+    monkeypatch.setattr(app.gr, "Info", said.append)
+    answer(videos["red.mp4"], "red-bar-growing, cyan moon")
+    assert said == [
+        "Labels are read as they are written: did you mean “red bar growing” rather than “red-bar-growing”?"
+    ]
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "code", "message"),
     [
-        (["--model", "{}/nothing"], "--model {}/nothing cannot be loaded: "),
-        (["--window", "0"], "--window is 0.0: pass a number above 0."),
-        (["--port", "70000"], "--port is 70000: pass a number from 1 to 65535."),
+        (["--model", "{}/nothing"], 1, "--model {}/nothing: there is no such folder."),
+        ([], 1, "No model is named: pass --model, or set the variable MOTE_MODEL."),
+        (["--model", "CLIP"], 1, "is a bare CLIP"),
+        (["--window", "0"], 2, "argument --window: 0 is out of range: it must be above 0"),
+        (["--max_labels", "-1"], 2, "argument --max_labels: -1 is out of range"),
+        (["--port", "70000"], 2, "argument --port: 70000 is out of range: it must be at least 1 and at most 65535"),
     ],
 )
-def test_bad_arguments_are_one_sentence(app, monkeypatch, tmp_path, options, message):
-    monkeypatch.setattr(sys, "argv", ["app.py", *(option.format(tmp_path) for option in options)])
-    with pytest.raises(SystemExit) as stop:
-        app.main()
-    assert str(stop.value.code).startswith(f"error: {message.format(tmp_path)}")
-    assert len(str(stop.value.code).splitlines()) == 1
+def test_bad_arguments_are_one_sentence(capsys, monkeypatch, tmp_path, clip_folder, options, code, message):
+    monkeypatch.delenv("MOTE_MODEL", raising=False)
+    given = [option.format(tmp_path).replace("CLIP", str(clip_folder)) for option in options]
+    assert run_command("app", given) == code
+    *_, said = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: ") and message.format(tmp_path) in said
 
 
 def test_space_installs_what_the_package_needs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = {line for line in project["dependencies"] if not line.startswith("decord")}
-    needed |= {line for line in project["optional-dependencies"]["examples"] if line.startswith("matplotlib")}
     listed = (ROOT / "examples" / "space" / "requirements.txt").read_text().splitlines()
     assert {line for line in listed if not line.startswith("#")} == needed
 
@@ -213,9 +265,9 @@ def test_space_card():
 class Server:
     """The app in a process of its own; its files in a folder of its own."""
 
-    def __init__(self, script: Path, options: list[str], **env: str) -> None:
+    def __init__(self, command: list[str], options: list[str], **env: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(script), *options],
+            [sys.executable, *command, *options],
             cwd=env.pop("cwd", None),
             env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | env,
             stdout=subprocess.PIPE,
@@ -247,24 +299,23 @@ def test_as_a_space(shapes_model, videos, tmp_path):
     client = pytest.importorskip("gradio_client")
     space, uploads = tmp_path / "space", tmp_path / "uploads"
     shutil.copytree(ROOT / "examples" / "space", space)
-    shutil.copy(ROOT / "examples" / "app.py", space)
-    for package in ("modeling_mote", "processing"):
-        shutil.copytree(ROOT / package, space / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for source, target in (("modeling_mote", "modeling_mote"), ("processing", "modeling_mote/processing")):
+        shutil.copytree(ROOT / source, space / target, ignore=shutil.ignore_patterns("__pycache__"))
     settings = {"MOTE_MODEL": str(shapes_model), "GRADIO_TEMP_DIR": str(uploads), "PYTHONDONTWRITEBYTECODE": ""}
-    server = Server(space / "app.py", ["--keep_seconds", "2"], cwd=str(space), **settings)
+    server = Server([str(space / "app.py")], ["--keep_seconds", "2"], cwd=str(space), **settings)
     try:
         ask = client.Client(server.url, verbose=False, download_files=False)
         for _ in range(2):  # the second time after the first upload is gone
             scores, frames, _ = ask.predict(
-                client.handle_file(videos["red.mp4"]), "red bar growing, yoga", api_name="/classify"
+                client.handle_file(videos["red.mp4"]), "red bar growing, cyan moon", api_name="/classify"
             )
-            assert {row["label"] for row in scores["confidences"]} == {"red bar growing", "yoga"}
+            assert {row["label"] for row in scores["confidences"]} == {"red bar growing", "cyan moon"}
             assert len(frames) == 8
             deadline = time.monotonic() + 60
             while files_in(uploads) and time.monotonic() < deadline:
                 time.sleep(0.5)
             assert not files_in(uploads)
-        ask.predict(client.handle_file(videos["blue.mp4"]), "yoga", api_name="/classify")
+        ask.predict(client.handle_file(videos["blue.mp4"]), "cyan moon", api_name="/classify")
         assert files_in(uploads)
     finally:
         output = server.stop()
@@ -276,7 +327,7 @@ def test_as_a_space(shapes_model, videos, tmp_path):
 @pytest.fixture(scope="module")
 def server(shapes_model, tmp_path_factory) -> Iterator[Server]:
     options = ["--model", str(shapes_model), "--window", "2.5", "--stride", "0.5", "--max_seconds", "10"]
-    server = Server(ROOT / "examples" / "app.py", options, GRADIO_TEMP_DIR=str(tmp_path_factory.mktemp("uploads")))
+    server = Server(["-m", "modeling_mote", "app"], options, GRADIO_TEMP_DIR=str(tmp_path_factory.mktemp("uploads")))
     yield server
     output = server.stop()
     assert "Traceback" not in output, output
@@ -359,8 +410,7 @@ def visit(browser, server) -> Iterator[Callable[[], Visitor]]:
 @pytest.mark.slow
 def test_upload_in_a_browser(visit, classify, videos):
     visitor = visit()
-    labels = [*LABELS, *(f"{color} cross moving up" for color in ("red", "green", "blue", "yellow", "purple"))]
-    fifty = [f"{label} {number}" for label in labels for number in range(7)][:50]
+    fifty = [" ".join(name) for name in itertools.product(COLORS, SHAPES, MOTIONS)][:50]
     for video, chosen in (("red.mp4", LABELS), ("red.mp4", LABELS[:1]), ("blue.mp4", fifty)):
         assert visitor.ask(videos[video], chosen) == pytest.approx(
             scores_of(classify, videos[video], chosen), abs=1e-5
@@ -432,7 +482,7 @@ def test_picture(browser, tmp_path):
     video, picture = tmp_path / "star.mp4", Path(os.environ.get("MOTE_PICTURES", tmp_path)) / "app.png"
     video.write_bytes(encode_mp4(np.concatenate([growing, growing[::-1], growing]), fps=8))
     command = ["--model", str(model), "--window", "2", "--stride", "0.25"]
-    server = Server(ROOT / "examples" / "app.py", command, GRADIO_TEMP_DIR=str(tmp_path / "uploads"))
+    server = Server(["-m", "modeling_mote", "app"], command, GRADIO_TEMP_DIR=str(tmp_path / "uploads"))
     try:
         visitor = Visitor(browser, server.url, viewport={"width": 1180, "height": 800})
         labels = [f"yellow star {motion}" for motion in ("growing", "shrinking", "moving left", "spinning")]
