@@ -145,7 +145,7 @@ def published_card(
     """A card as it is published: fields filled in, a section for whatever it has no field for, results as metadata.
 
     Args:
-        content: what its author wrote; `{{ repo }}`, `{{ measured }}`, `{{ curves }}`, `{{ experts }}` are filled in.
+        content: what its author wrote; `{{ repo }}`, `{{ measured }}`, `{{ classes }}`, ... are filled in.
         repo: the repository, `org/name`.
         config: of the checkpoint.
         results: what was measured on these weights, by name.
@@ -161,6 +161,7 @@ def published_card(
         "measured": measured_section(results, folded_now),
         "curves": CURVES if curves else "",
         "experts": MERGED if config.temporal_config.experts_merged else "",
+        "classes": class_list(classes) if classes else "",
     }
     used = set(re.findall(FIELD, content))
     # Plain substitution: the card of a checkpoint is text, not a template that runs.
@@ -174,9 +175,9 @@ def published_card(
         "As reported by the authors": authors_section(config, protocols, converted)
         if "reported by the authors" not in content
         else "",
-        "Training": fields["curves"] if "curves" not in used else "",
+        "Training": fields["curves"] if "curves" not in used and "](curves.png)" not in content else "",
         "Merged experts": fields["experts"] if "experts" not in used else "",
-        "Classes": class_list(classes) if classes and not re.search(r"(?i)\bclasses\b", headings(content)) else "",
+        "Classes": fields["classes"] if "classes" not in used and "\n## Classes\n" not in content else "",
         "Citation": CITATION if "2410.10589" not in content else "",
     }
     added = [f"## {title}\n\n{text}\n" for title, text in sections.items() if text]
@@ -199,11 +200,6 @@ def bare_card(name: str, config: MoTEConfig) -> str:
         f"# {name}\n\nMoTE: CLIP and {config.temporal_config.num_hidden_layers} temporal layers, "
         f"{config.num_frames} frames per clip.\n"
     )
-
-
-def headings(content: str) -> str:
-    """The headings of a card, a line each."""
-    return "\n".join(re.findall(r"^#+ .*$", content, flags=re.M))
 
 
 def measured_section(results: Mapping[str, Mapping[str, Any]], folded_now: bool) -> str:

@@ -59,6 +59,8 @@ def model_type_of(model: str) -> str:
     except (OSError, ValueError) as error:
         what = "Its config.json can't be read" if path.is_dir() else "It is no folder here, and not had from the Hub"
         raise CheckpointError(f"{model} can't be loaded. {what}: {first_sentence(error)}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{model} can't be loaded. Its config.json is no dictionary.")
     return str(config.get("model_type"))
 
 
@@ -108,7 +110,7 @@ def load_model(
     check_is_mote(model)
     cls = MoTEForVideoClassification if classifier else MoTEModel
     with _one_sentence(model), _without_report():
-        loaded, info = cls.from_pretrained(model, dtype=dtype, output_loading_info=True)
+        loaded, info = cls.from_pretrained(model, dtype=dtype, use_safetensors=True, output_loading_info=True)
     for kind, what in (("missing_keys", "lacks {} of MoTE's weights"), ("unexpected_keys", "holds {} other weights")):
         if names := sorted(info[kind]):
             raise CheckpointError(f"{model} {what.format(len(names))}, {names[0]} to begin with.")

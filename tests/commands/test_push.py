@@ -1,6 +1,5 @@
 """Publishing: against a real HTTP Hub on this machine, loaded again by interpreters that know nothing else."""
 
-import importlib.util
 import json
 import os
 import re
@@ -12,14 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
-from modeling_mote.processing.protocols import PROTOCOLS
+from huggingface_hub import ModelCard, constants
+from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, HfArgumentParser
+from transformers import CLIPConfig
 
 from modeling_mote import MoTEConfig
+from modeling_mote.cards import HERE, authors_section, published_card, training_card
+from modeling_mote.processing.protocols import PROTOCOLS
+from modeling_mote.publish import PublishError, prepare_repository, publish_checkpoint
 
 from .mini_hub import TOKEN, MiniHub
+from .tiny import save_mote, save_trained
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DOCS = (EXAMPLES.parent / "docs" / "hub.md").read_text(encoding="utf-8")
@@ -36,13 +39,12 @@ AUTO_MAP = {
     "AutoModelForVideoClassification": "modeling_mote.MoTEForVideoClassification",
 }
 
-# Loads the script once, then runs it in a forked process a case: a fresh interpreter, but for the seconds of imports.
-# Waits between retries are left out.
+# Imports the library once, then runs the command in a forked process for each case: a fresh interpreter, but for the
+# seconds of imports. Waits between retries are left out.
 WORKER = """
-import importlib.util, json, os, sys, time, traceback
-spec = importlib.util.spec_from_file_location("push_to_hub", sys.argv[1])
-script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+import json, os, sys, time, traceback
+import modeling_mote.publish
+from modeling_mote.commands import main
 time.sleep = lambda seconds: None
 for line in sys.stdin:
     case = json.loads(line)
@@ -52,15 +54,8 @@ for line in sys.stdin:
             os.dup2(os.open(case[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.chdir(case["folder"])
         os.environ.update(case["environment"])
-        sys.argv = ["push_to_hub.py", *case["arguments"]]
-        code = 0
         try:
-            script.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-            if isinstance(code, str):
-                print(code, file=sys.stderr)
-                code = 1
+            code = main(["push", *case["arguments"]])
         except BaseException:
             traceback.print_exc()
             code = 70
@@ -88,7 +83,7 @@ def push(hub, home, tmp_path_factory):
     scratch = tmp_path_factory.mktemp("push")
     environment = os.environ | hub.environment | {"HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(EXAMPLES / "push_to_hub.py")],
+        [sys.executable, "-c", WORKER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -126,14 +121,9 @@ def refused(push):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, train_script, clip_folder, train_list, fresh_accelerate) -> Path:
-    """A MoTE that train.py left, with its log and curves beside it."""
-    output = tmp_path_factory.mktemp("run")
-    options = {"model": str(clip_folder), "output": str(output), "data": str(train_list), "validation_split": "none"}
-    options |= {"epochs": 1, "warmup_epochs": 0, "batch_size": 4, "lr": 1e-2, "num_workers": 0}
-    fresh_accelerate()
-    train_script.train(train_script.Arguments(**options))
-    return output / "model"
+def checkpoint(tmp_path_factory, clip_folder) -> Path:
+    """A MoTE as `mote train` leaves it, with its curves beside it."""
+    return save_trained(tmp_path_factory.mktemp("run") / "model", clip_folder)
 
 
 @pytest.fixture(scope="module")
@@ -148,15 +138,15 @@ def other(checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(checkpoint, evaluate_script, validation_list, fresh_accelerate, tmp_path_factory) -> Path:
-    """What evaluate.py writes about the checkpoint, run with the options of docs/hub.md."""
+def result(checkpoint, run_here, validation_list, tmp_path_factory) -> Path:
+    """What `mote evaluate` writes about the checkpoint, run with the options of docs/hub.md."""
     folder = tmp_path_factory.mktemp("result")
-    command = shlex.split(next(line for line in COMMANDS if "evaluate.py" in line))
+    command = shlex.split(next(line for line in COMMANDS if "evaluate" in line))
     places = {"my_test.csv": str(validation_list), "runs/mine/model": str(checkpoint), "results/mine": str(folder)}
-    given = [places.get(word, word) for word in command[command.index("examples/evaluate.py") + 1 :]]
-    given += ["--cache_dir", str(folder / "cache"), "--num_workers", "0"]
-    fresh_accelerate()
-    evaluate_script.evaluate(HfArgumentParser(evaluate_script.Arguments).parse_args_into_dataclasses(given)[0])
+    given = [places.get(word, word) for word in command[command.index("--protocol") :]]
+    names = [word.removeprefix("--") for word in given[::2]]
+    options = dict(zip(names, given[1::2], strict=True))
+    assert run_here("evaluate", options | {"cache_dir": str(folder / "cache"), "num_workers": "0"}) == 0
     return folder / "result.json"
 
 
@@ -167,7 +157,7 @@ def commit_of(out: str) -> str:
 @pytest.fixture(scope="module")
 def pushes(push, hub, checkpoint, other, result) -> dict[str, str]:
     """What was said to the three pushes to org/mote-tiny: a first revision, a branch, other weights in shards."""
-    options = ("--repo", "org/mote-tiny", "--checkpoint")
+    options = ("--repo", "org/mote-tiny", "--model")
     runs = {
         "first": push(*options, checkpoint, "--results", result),
         "merged": push(*options, checkpoint, "--merged", "--revision", "merged", "--results", result),
@@ -212,41 +202,41 @@ def test_shards_replace_the_file_that_transformers_would_prefer(published, hub):
 
 
 def test_the_same_upload_again_changes_nothing(published, push, hub, checkpoint, result):
-    options = ("--repo", "org/mote-tiny", "--checkpoint", checkpoint, "--merged", "--revision", "merged")
+    options = ("--repo", "org/mote-tiny", "--model", checkpoint, "--merged", "--revision", "merged")
     code, out, _ = push(*options, "--results", result)
     assert code == 0 and "holds these files already" in out and commit_of(out) == published["merged"]
 
 
 def test_a_dry_run_needs_no_token_and_sends_nothing(push, hub, checkpoint):
     requests = len(hub.log)
-    code, out, _ = push("--repo", "org/dry", "--checkpoint", checkpoint, "--dry_run", HF_TOKEN="")
+    code, out, _ = push("--repo", "org/dry", "--model", checkpoint, "--dry_run", HF_TOKEN="")
     assert code == 0 and "model.safetensors" in out and "nothing was uploaded" in out
+    assert "\n# MoTE trained on my videos\n" in out and 'candidate_labels=["left", "right", "still"]' in out
+    assert "/home/somebody" not in out and "Top-1 75.0 % on 8 validation clips" in out
     assert len(hub.log) == requests
 
 
 def test_private(push, refused, hub, checkpoint, published):
-    code, out, _ = push("--repo", "org/secret", "--checkpoint", checkpoint, "--private")
+    code, out, _ = push("--repo", "org/secret", "--model", checkpoint, "--private")
     assert code == 0 and "to org/secret, private" in out and hub.repositories["org/secret"].private
-    assert (
-        push("--repo", "org/secret", "--checkpoint", checkpoint)[1].splitlines()[-3].startswith("to org/secret, priv")
-    )
-    sentence = refused("--repo", "org/mote-tiny", "--checkpoint", checkpoint, "--private")
+    assert push("--repo", "org/secret", "--model", checkpoint)[1].splitlines()[-3].startswith("to org/secret, priv")
+    sentence = refused("--repo", "org/mote-tiny", "--model", checkpoint, "--private")
     assert "org/mote-tiny exists and is public" in sentence
 
 
 @pytest.mark.slow
-def test_the_script_by_itself(start, hub, checkpoint, tmp_path):
+def test_the_command_by_itself(hub, checkpoint, tmp_path):
     """As users run it, with the waits between retries; then with no Hub to talk to."""
-    options = {"checkpoint": checkpoint, "repo": "lab/alone"}
-    environment = hub.environment | {"HF_HOME": str(tmp_path)}
-    process = start("push_to_hub", options, **environment)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert hub.url + "/lab/alone/commit/" in out and TOKEN not in out + err
-    process = start("push_to_hub", options, **environment | {"HF_ENDPOINT": "http://user:secret@127.0.0.1:9"})
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 1 and "Traceback" not in err and TOKEN not in out + err and "secret" not in out + err
-    assert err.splitlines()[-1].startswith("error: the connection to the Hub failed, ConnectError"), err
+    command = [sys.executable, "-m", "modeling_mote", "push", f"--model={checkpoint}", "--repo=lab/alone"]
+    environment = os.environ | hub.environment | {"HF_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert hub.url + "/lab/alone/commit/" in done.stdout and TOKEN not in done.stdout + done.stderr
+    environment["HF_ENDPOINT"] = "http://user:secret@127.0.0.1:9"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "Traceback" not in said and TOKEN not in said and "secret" not in said
+    assert done.stderr.splitlines()[-1].startswith("error: the connection to the Hub failed, ConnectError"), said
 
 
 # -------------------------------------------------------------------------------------------------------- what fails
@@ -264,7 +254,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 def test_an_upload_that_fails_leaves_the_old_revision_whole(fault, push, refused, hub, checkpoint, other):
-    options = ("--repo", "lab/cut", "--max_shard_size", "40KB", "--checkpoint")
+    options = ("--repo", "lab/cut", "--max_shard_size", "40KB", "--model")
     if "lab/cut" not in hub.repositories:
         assert push(*options, checkpoint)[0] == 0
     before = dict(hub.repositories["lab/cut"].branches)
@@ -280,7 +270,7 @@ def test_an_upload_that_fails_leaves_the_old_revision_whole(fault, push, refused
 
 
 def test_an_upload_goes_through_after_a_cut(push, refused, hub, checkpoint, other):
-    options = ("--repo", "lab/again", "--checkpoint")
+    options = ("--repo", "lab/again", "--model")
     assert push(*options, checkpoint)[0] == 0
     hub.fault, hub.large = ("PUT /lfs/", "drop", 0), {}
     assert "the connection to the Hub failed" in refused(*options, other)
@@ -298,8 +288,9 @@ REFUSALS = {
         "the token holds characters that no token has",
     ),
     "a namespace of others": ({}, ("--repo", "others/mote"), "the token may not write to others/mote"),
-    "a token for a repository": ({}, ("--repo", "hf_abcdefghijklmn"), "--repo *** is no repository"),
-    "a token in an address": ({}, ("--repo", "https://me:abcdef@hub/x"), "--repo https://***@hub/x is no repository"),
+    "a token for a repository": ({}, ("--repo", "hf_abcdefghijklmn"), "repo *** is no repository"),
+    "a token in an address": ({}, ("--repo", "https://me:abcdef@hub/x"), "repo https://***@hub/x is no repository"),
+    "a token for a checkpoint": ({}, ("--model", "hf_abcdefghijklmn"), "***: there is no such folder"),
     "a bad card": ({}, ("--card", "BAD LICENSE"), 'the Hub refuses the card: "license" must be a str'),
 }
 
@@ -310,7 +301,7 @@ def test_the_hub_refuses_in_a_sentence(environment, options, sentence, refused, 
         (tmp_path / "card.md").write_text("---\nlicense: [mine]\n---\n# Mine\n")
         options = ("--card", tmp_path / "card.md")
     repositories = set(hub.repositories)
-    said = refused("--checkpoint", checkpoint, "--repo", "lab/refused", *options, **environment)
+    said = refused("--model", checkpoint, "--repo", "lab/refused", *options, **environment)
     assert sentence in said and "abcdef" not in said
     assert set(hub.repositories) == repositories
 
@@ -347,6 +338,11 @@ def damaged(checkpoint, clip_folder, tmp_path_factory):
         (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
         return folder
 
+    def damaged_record() -> Path:
+        folder = copy("README.md")
+        (folder / "training.json").write_text("{")
+        return folder
+
     def with_card(text: str) -> Path:
         folder = copy()
         (folder / "README.md").write_bytes(text.encode("latin-1"))
@@ -359,9 +355,10 @@ def damaged(checkpoint, clip_folder, tmp_path_factory):
         "no JSON": lambda: config("{"),
         "no dictionary": lambda: config("[1]"),
         "another config": lambda: config(CLIPConfig().to_json_string().replace('"clip"', '"mote"')),
-        "custom pipelines": lambda: config(
-            json.dumps(json.loads((checkpoint / "config.json").read_text()) | {"custom_pipelines": {}})
+        "an untrained model": lambda: save_mote(
+            tmp_path_factory.mktemp("untrained") / "model", clip_folder, trained=False
         ),
+        "a damaged record": damaged_record,
         "no weights": lambda: copy("model.safetensors"),
         "pickled weights": pickled,
         "half the weights": cut,
@@ -376,21 +373,22 @@ def damaged(checkpoint, clip_folder, tmp_path_factory):
 
 
 NO_CHECKPOINT = {
-    "no folder": "nowhere is no checkpoint: it holds no config.json",
-    "the folder of the run": "it holds no config.json; ",
-    "a CLIP": "holds a model of type 'clip', not MoTE",
-    "no JSON": "its config.json is no configuration of a model",
-    "no dictionary": "its config.json is no configuration of a model",
-    "another config": "does not load: ",
-    "custom pipelines": "no field custom_pipelines",
+    "no folder": "nowhere: there is no such folder",
+    "the folder of the run": "is no checkpoint: ",
+    "a CLIP": "is a bare CLIP",
+    "an untrained model": "were never trained",
+    "no JSON": "config.json",
+    "no dictionary": "config.json",
+    "another config": "its weights do not fit its config.json",
     "no weights": "does not load: ",
     "pickled weights": "does not load: ",
     "half the weights": "does not load: ",
     "a weight less": "lacks 1 of MoTE's weights, visual_projection.weight",
     "a weight more": "holds 1 other weights, surplus",
-    "no number": "holds values that are not finite in visual_projection.weight",
-    "no processor": "processor",
-    "no tokenizer": "processor",
+    "no number": "visual_projection.weight holds values that are no finite numbers",
+    "no processor": "rocessor",
+    "no tokenizer": "does not load: ",
+    "a damaged record": "training.json is damaged",
     "a card that is none": "README.md is no model card",
     "a card of bytes": "README.md is no model card",
 }
@@ -399,7 +397,7 @@ NO_CHECKPOINT = {
 @pytest.mark.parametrize("how", NO_CHECKPOINT)
 def test_what_is_no_checkpoint_is_refused_before_anything_is_sent(how, damaged, refused, hub):
     requests = len(hub.log)
-    said = refused("--repo", "org/none", "--checkpoint", damaged[how]())
+    said = refused("--repo", "org/none", "--model", damaged[how]())
     assert NO_CHECKPOINT[how] in said
     assert len(hub.log) == requests
 
@@ -409,17 +407,17 @@ def test_results_and_options_that_do_not_fit(refused, hub, checkpoint, other, re
     (tmp_path / "none.json").write_text('{"protocol": "half-classes"}')
     unknown = json.loads(result.read_text()) | {"protocol": "mine"}
     (tmp_path / "unknown.json").write_text(json.dumps(unknown))
-    repo = ("--repo", "org/none", "--checkpoint")
+    repo = ("--repo", "org/none", "--model")
     for options, sentence in (
         ((*repo, other, "--results", result), "was measured on other weights"),
-        ((*repo, checkpoint, "--results", result, result), "--results holds half-classes, alpha=1.0, list"),
-        ((*repo, checkpoint, "--results", "nowhere.json"), "--results nowhere.json: no such file"),
-        ((*repo, checkpoint, "--results", tmp_path / "none.json"), "is no result of examples/evaluate.py"),
-        ((*repo, checkpoint, "--results", tmp_path / "unknown.json"), "is no result of examples/evaluate.py"),
-        ((*repo, checkpoint, "--card", "nowhere.md"), "--card nowhere.md: no such file"),
-        ((*repo, checkpoint, "--max_shard_size", "large"), "--max_shard_size large is no size"),
-        ((*repo, checkpoint, "--commit_message", " "), "--commit_message must not be empty"),
-        (("--repo", "mote", "--checkpoint", checkpoint), "--repo mote is no repository: write org/name"),
+        ((*repo, checkpoint, "--results", result, result), "The results hold half-classes, alpha=1.0, list"),
+        ((*repo, checkpoint, "--results", "nowhere.json"), "nowhere.json: there is no such result"),
+        ((*repo, checkpoint, "--results", tmp_path / "none.json"), "is no result of `mote evaluate`"),
+        ((*repo, checkpoint, "--results", tmp_path / "unknown.json"), "is no result of `mote evaluate`"),
+        ((*repo, checkpoint, "--card", "nowhere.md"), "nowhere.md: there is no such card"),
+        ((*repo, checkpoint, "--max_shard_size", "large"), "max_shard_size large is no size"),
+        ((*repo, checkpoint, "--commit_message", " "), "commit_message must not be empty"),
+        (("--repo", "mote", "--model", checkpoint), "repo mote is no repository: write org/name"),
     ):
         assert sentence in refused(*options)
     assert len(hub.log) == requests
@@ -531,7 +529,7 @@ def video(tmp_path_factory, write_video) -> str:
 @pytest.fixture(scope="module")
 def loaded(published, followed, push, hub, checkpoint, other, video, tmp_path_factory) -> dict[str, dict]:
     """What the published checkpoints answer with the package installed, beside the folders they were made from."""
-    assert push("--repo", "org/secret", "--checkpoint", checkpoint, "--private")[0] == 0
+    assert push("--repo", "org/secret", "--model", checkpoint, "--private")[0] == 0
     given = {
         "folders": {"first": str(checkpoint), "second": str(other)},
         "revisions": ["main", *published.values()],
@@ -605,19 +603,20 @@ def test_the_card_tells_what_was_measured(published, hub, result):
     measured = json.loads(result.read_text())
     card = card_of(hub, "org/mote-tiny", published["first"])
     assert card.data.library_name == "transformers" and "zero-shot-video-classification" in card.data.tags
+    assert card.data.license == "other" and "left, right, still." in card.text.split("## Classes")[1]
     top1, top5 = card.data.eval_results
     assert card.data.model_name == "mote-tiny" and top1.dataset_name == "half-classes, alpha=1.0"
     assert top1.metric_value == pytest.approx(100 * measured["top1"]["mean"], abs=0.01)
     assert top1.metric_name == "top1, 3x1 views, 7 of 7 scored" and top5.metric_name.startswith("top5, ")
     mean, std = (f"{100 * measured['top1'][key]:.1f}" for key in ("mean", "std"))
-    assert f"| half-classes, alpha=1.0 | 7 of 7 | 3x1 | 8 | 1.0 | on | {mean} ± {std} |" in card.text
+    assert f"| half-classes, alpha=1.0 | 7 of 7 | 3x1 | 8 | 1.0 | on | {mean} ± {std} | " in card.text
     assert "# MoTE trained on" in card.text and 'model="org/mote-tiny"' in card.text
     assert "](curves.png)" in card.text and "2410.10589" in card.text
     assert "folded" not in card.text and "As reported by the authors" not in card.text
     merged = card_of(hub, "org/mote-tiny", "merged")
     assert "are folded into one feed-forward" in merged.text and "Scored before the experts were folded" in merged.text
     second = card_of(hub, "org/mote-tiny")  # of a checkpoint without a card
-    assert second.text.lstrip().startswith("# mote-tiny") and "3 training classes" in second.text
+    assert second.text.lstrip().startswith("# model") and "left, right, still." in second.text
     assert second.data.eval_results is None and "curves.png" not in second.text
 
 
@@ -627,7 +626,7 @@ def test_a_card_that_was_published_is_published_again_without_growing(published,
     for name, content in hub.repositories["org/mote-tiny"].commits[published["first"]].items():
         if "/" not in name:
             (folder / name).write_bytes(content)
-    assert push("--repo", "org/mote-tiny", "--checkpoint", folder, "--revision", "again")[0] == 0
+    assert push("--repo", "org/mote-tiny", "--model", folder, "--revision", "again")[0] == 0
     first, again = (card_of(hub, "org/mote-tiny", name) for name in (published["first"], "again"))
     for title in ("## Use", "## Training", "](curves.png)"):
         assert again.text.count(title) == first.text.count(title) == 1
@@ -635,9 +634,10 @@ def test_a_card_that_was_published_is_published_again_without_growing(published,
 
 
 def test_a_card_is_filled_in_and_never_run(push, hub, checkpoint, result, tmp_path):
-    fields = "{{ repo }} {{measured}} {{ curves }} {{ experts }} {{ cycler.__init__.__globals__ }} {{ other }}"
+    fields = "{{ repo }} {{measured}} {{ curves }} {{ experts }} {{ classes }} "
+    fields += "{{ cycler.__init__.__globals__ }} {{ other }}"
     (tmp_path / "card.md").write_text(f"---\nlicense: mit\n---\n# Mine\n\n{fields}\n\nMoTE, arXiv 2410.10589\n")
-    options = ("--repo", "lab/card", "--checkpoint", checkpoint, "--card", tmp_path / "card.md")
+    options = ("--repo", "lab/card", "--model", checkpoint, "--card", tmp_path / "card.md")
     assert push(*options, "--results", result)[0] == 0
     card = card_of(hub, "lab/card")
     assert card.data.license == "mit" and len(card.data.eval_results) == 2
@@ -646,12 +646,21 @@ def test_a_card_is_filled_in_and_never_run(push, hub, checkpoint, result, tmp_pa
     assert "##" not in card.text.replace("# Mine", "")  # every part had its field
 
 
+def test_a_card_says_what_the_checkpoint_came_from():
+    config = MoTEConfig()
+    content = training_card(("left",), data="ucf101", base="openai/clip-vit-base-patch16", num_frames=8)
+    card = published_card(content, "org/mine", config, {})
+    assert (card.data.license, card.data.base_model) == ("mit", "openai/clip-vit-base-patch16")
+    assert "# MoTE trained on ucf101" in card.text and 'model="org/mine"' in card.text and HERE not in card.text
+    other = published_card(content, "org/mine", config, {}, license="cc-by-4.0", base="lab/other")
+    assert (other.data.license, other.data.base_model) == ("cc-by-4.0", "openai/clip-vit-base-patch16")
+    bare = published_card("# Mine\n", "org/mine", config, {}, base="lab/other")
+    assert (bare.data.license, bare.data.base_model) == ("other", "lab/other")
+
+
 @pytest.mark.parametrize("backbone, size", [("ViT-B/16", (768, 12, 16)), ("ViT-L/14", (1024, 24, 14))])
-def test_the_authors_numbers_stay_apart(backbone, size, tmp_path):
+def test_the_authors_numbers_stay_apart(backbone, size):
     """A conversion of theirs quotes all of them for its backbone; another checkpoint those of what was measured."""
-    spec = importlib.util.spec_from_file_location("push_to_hub_script", EXAMPLES / "push_to_hub.py")
-    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     width, layers, patch = size
     tower = {
         "hidden_size": width,
@@ -660,10 +669,7 @@ def test_the_authors_numbers_stay_apart(backbone, size, tmp_path):
         "num_attention_heads": width // 64,
     }
     config = MoTEConfig(vision_config=tower)
-    (tmp_path / "conversion.json").write_text("{}")
-    arguments = script.Arguments(checkpoint=str(tmp_path), repo="org/converted")
-    script.write_card(arguments, tmp_path, config, {}, before_folding=False)
-    card = ModelCard.load(tmp_path / "README.md")
+    card = published_card("# Converted\n", "org/converted", config, {}, converted=True)
     quoted = card.text.split("## As reported by the authors")[1].split("\n## ")[0]
     assert "none was measured here" in quoted and card.data.eval_results is None
     rows = [
@@ -673,11 +679,33 @@ def test_the_authors_numbers_stay_apart(backbone, size, tmp_path):
         if (number.backbone, number.num_frames) == (backbone, 8)
     ]
     assert len(rows) > 4 and quoted.strip().splitlines()[-len(rows) :] == rows
-    one = script.authors_table(config, {"ucf101-zero-shot"}, converted=False)
+    one = authors_section(config, {"ucf101-zero-shot"}, converted=False)
     assert one.count("| 3x1 |") == 1 and "ucf101-zero-shot" in one
-    assert script.authors_table(config, {"half-classes"}, converted=False) == ""
+    assert authors_section(config, {"half-classes"}, converted=False) == ""
     config.vision_config.patch_size = 8  # a tower of nobody's
-    assert script.authors_table(config, {"ucf101-few-shot"}, converted=True) == ""
+    assert authors_section(config, {"ucf101-few-shot"}, converted=True) == ""
+
+
+def test_from_python_too(hub, checkpoint, monkeypatch):
+    """What training calls: the repository is made ready first, and a failure is a sentence without the token."""
+    for name, value in hub.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    close_session()
+    prepare_repository("lab/python", revision="step-9")
+    assert set(hub.repositories["lab/python"].branches) == {"main", "step-9"}
+    said = []
+    done = publish_checkpoint(checkpoint, "lab/python", license="mit", say=said.append)
+    held = hub.repositories["lab/python"]
+    assert held.branches["main"] == done.commit and set(held.commits[done.commit]) == set(done.files)
+    assert "license: mit" in done.card and done.commit in said[-1]
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmn")
+    with pytest.raises(PublishError, match="refused the token") as raised:
+        prepare_repository("lab/python")
+    assert raised.value.__cause__ is None and raised.value.__suppress_context__
+    close_session()
 
 
 # ---------------------------------------------------------------------------------------------------------------- docs
@@ -685,7 +713,7 @@ def test_the_authors_numbers_stay_apart(backbone, size, tmp_path):
 
 @pytest.fixture(scope="module")
 def followed(push, checkpoint, result, tmp_path_factory) -> list[str]:
-    """The commands of docs/hub.md that are not push_to_hub.py's; those were run, in the page's order."""
+    """The commands of docs/hub.md that are not `mote push`; those were run, in the page's order."""
     folder = tmp_path_factory.mktemp("docs")
     for run in ("moving_shapes", "mine"):
         (folder / "runs" / run).mkdir(parents=True)
@@ -693,7 +721,7 @@ def followed(push, checkpoint, result, tmp_path_factory) -> list[str]:
     (folder / "model_cards").symlink_to(EXAMPLES.parent / "model_cards")
     (folder / "results" / "mine").mkdir(parents=True)
     shutil.copy(result, folder / "results" / "mine")
-    ours = [line for line in COMMANDS if line.startswith("python examples/push_to_hub.py")]
+    ours = [line for line in COMMANDS if line.startswith("mote push")]
     for line in ours:
         code, _, err = push(*shlex.split(line)[2:], folder=folder)
         assert code == 0, err
@@ -701,8 +729,8 @@ def followed(push, checkpoint, result, tmp_path_factory) -> list[str]:
 
 
 def test_the_page_can_be_followed(followed, hub):
-    """`result` ran evaluate.py's command, the loading tests run the snippets; one command needs an account."""
-    assert followed[0] == "hf auth login" and len(followed) == 2 and "examples/evaluate.py" in followed[1]
+    """`result` ran evaluate's command, the loading tests run the snippets; one command needs an account."""
+    assert followed[0] == "hf auth login" and len(followed) == 2 and "evaluate" in followed[1]
     mine = hub.repositories["org/mote-mine"]
     assert mine.private and set(mine.branches) == {"main", "merged"}
     assert "results/half-classes_alpha_1.0.json" in hub.files["org/mote-mine"]
