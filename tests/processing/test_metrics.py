@@ -6,6 +6,8 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
+
+from modeling_mote.processing import metrics
 from modeling_mote.processing.metrics import (
     METRICS,
     HarmonicTradeoff,
@@ -14,10 +16,9 @@ from modeling_mote.processing.metrics import (
     TopKAccuracy,
     load_metric,
 )
-from modeling_mote.processing.metrics.harmonic_tradeoff.harmonic_tradeoff import harmonic_tradeoff
-from modeling_mote.processing.metrics.topk_accuracy.topk_accuracy import true_class_ranks
+from modeling_mote.processing.metrics.accuracy import harmonic_tradeoff, true_class_ranks
 
-FOLDER = Path(processing.metrics.__file__).parent
+FOLDER = Path(metrics.__file__).parent
 
 
 @pytest.fixture(params=["class", "folder"])
@@ -193,9 +194,9 @@ def test_a_video_that_could_not_be_read_is_never_retrieved():
 @pytest.mark.parametrize(
     ("cosines", "references", "k", "message"),
     [
-        (np.eye(2), [[0], []], 1, r"`references\[1\]` is empty"),
-        (np.eye(2), [[0], [2]], 1, "have videos 0 to 1"),
-        (np.eye(2), [[0], [-1]], 1, "have videos 0 to 1"),
+        (np.eye(2), [[0], []], 1, "Text 1 describes no video"),
+        (np.eye(2), [[0], [2]], 1, "there are videos 0 to 1"),
+        (np.eye(2), [[0], [-1]], 1, "there are videos 0 to 1"),
         (np.eye(2), [[0], [1]], 0, "`k` must be"),
         ([[0.1], [0.2, 0.3]], [[0], [1]], 1, r"must be \[n, m\]"),
     ],

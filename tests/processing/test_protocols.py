@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+
 from modeling_mote.processing.builders import BUILDERS
 from modeling_mote.processing.frame_sampling import sample_indices
 from modeling_mote.processing.label_sets import load_label_set
+from modeling_mote.processing.metrics.accuracy import harmonic_tradeoff
 from modeling_mote.processing.prompts import PROMPT_SETS
 from modeling_mote.processing.protocols import (
     PROTOCOLS,
@@ -16,11 +19,10 @@ from modeling_mote.processing.protocols import (
     half_classes,
     half_classes_accuracy,
     half_classes_score,
-    harmonic_tradeoff,
     mean_and_std,
     score_views,
 )
-from safetensors.torch import load_file
+from modeling_mote.processing.video_options import CHOICES
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,7 @@ def test_every_row_of_the_design_is_there():
 def test_rows_name_what_exists(protocol):
     assert get_protocol(protocol.name) is protocol
     assert protocol.prompts in PROMPT_SETS
+    assert protocol.sampling in CHOICES["sampling"] and not protocol.square_pixels  # as the authors' scripts
     assert len(sample_indices(100, protocol.num_frames, protocol.sampling, protocol.num_clips)) == (
         protocol.num_frames * protocol.num_clips
     )
