@@ -20,7 +20,7 @@ from transformers.video_utils import VideoMetadata
 from .pipeline_mote import ZeroShotVideoClassificationPipeline
 from .video_file import open_video
 from .video_inputs import open_encoded
-from .video_processing_mote import READING_OPTIONS
+from .video_options import READING_OPTIONS
 from .video_source import Source, VideoDecodeError
 
 # A window has a fixed number of frames, and PyAV reads it in order.

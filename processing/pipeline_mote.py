@@ -19,7 +19,8 @@ from .class_names import parse_labels, unlike_words
 from .module_state import module_state
 from .prompts import encode_classes, get_prompt_set
 from .video_inputs import is_one_video
-from .video_processing_mote import READING_OPTIONS, MoTEVideoProcessor
+from .video_options import READING_OPTIONS
+from .video_processing_mote import MoTEVideoProcessor
 
 logger = logging.get_logger(__name__)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from transformers.image_utils import (
     PILImageResampling,
     SizeDict,
 )
-from transformers.processing_utils import VideosKwargs
 from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn, make_batched_metadata
@@ -26,50 +25,12 @@ from transformers.video_utils import VideoMetadata, default_sample_indices_fn, m
 from .frame_sampling import sample_indices
 from .video_decoding import decode_video
 from .video_inputs import count_frames, flatten_videos, is_encoded, open_encoded, to_channels_first
+from .video_options import READING_OPTIONS, MoTEVideoProcessorKwargs, check_options
 
 logger = logging.get_logger(__name__)
 
 
-class MoTEVideoProcessorKwargs(VideosKwargs, total=False):
-    """What `MoTEVideoProcessor` takes beyond transformers' own arguments, in its constructor and at each call.
-
-    The names and their choices stand here and nowhere else: `READING_OPTIONS` and `CHOICES` are read off.
-
-    Attributes:
-        sampling: Where the frames of a clip lie, used with `num_frames`: "uniform" (the default) spreads them over
-            the video, "dense" takes them from 128 consecutive frames, "val" starts every segment at its first frame,
-            "train" draws one at random from each segment.
-        num_clips: Clips per video, each of `num_frames` frames.
-        num_crops: 1 for the centre crop, 3 for left, right and centre (top, bottom and centre share their columns).
-        short_video: What to do with a video of fewer than `num_frames` frames: "error", or "loop" to repeat frames.
-        square_pixels: Whether a video with pixels that are not square (DV, DVD and broadcast files) is resized to the
-            shape in which players show it. True for new processors; those saved before this option existed do not
-            correct, nor do the authors of MoTE.
-        video_backend: Decoder of files: "auto", "pyav", "decord" or "torchcodec". Not named `backend`, which
-            transformers' `AutoVideoProcessor` takes for itself.
-        strict: Whether a file that breaks off midway is an error rather than a warning.
-    """
-
-    sampling: Literal["uniform", "dense", "val", "train"] | None
-    num_clips: int | None
-    num_crops: Literal[1, 3] | None
-    short_video: Literal["error", "loop"] | None
-    square_pixels: bool | None
-    video_backend: Literal["auto", "pyav", "decord", "torchcodec"] | None
-    strict: bool | None
-
-
-OWN_OPTIONS = {
-    name: kind
-    for name, kind in MoTEVideoProcessorKwargs.__annotations__.items()
-    if name not in VideosKwargs.__annotations__
-}
 MOST_STRETCHED = 8  # pixels further from square are a damaged header's: the widest in use are 3 times as wide as high
-# How a video is read, which a caller may say for one call; the other arguments say what the model was trained on.
-READING_OPTIONS = ("num_frames", "fps", *OWN_OPTIONS)
-CHOICES: dict[str, tuple] = {
-    name: choices for name, kind in OWN_OPTIONS.items() if (choices := get_args(get_args(kind)[0]))
-}
 
 
 class MoTEVideoProcessor(BaseVideoProcessor):
@@ -146,8 +107,10 @@ class MoTEVideoProcessor(BaseVideoProcessor):
         Raises:
             ValueError: for an option that does not exist, or a value that it does not take.
         """
+        if unknown := given.keys() - self.valid_kwargs.__annotations__.keys():
+            raise ValueError(f"unknown option {min(unknown)!r}: pass some of {', '.join(READING_OPTIONS)}")
         given = {name: value for name, value in given.items() if value is not None or name not in READING_OPTIONS}
-        self._check_choices(given)
+        check_options(given)
         try:
             validate_typed_dict(self.valid_kwargs, given)
         except StrictDataclassFieldValidationError as error:
@@ -157,25 +120,13 @@ class MoTEVideoProcessor(BaseVideoProcessor):
         elif "num_frames" in given:
             given["fps"] = None
         options = {name: given.get(name, getattr(self, name, None)) for name in self.valid_kwargs.__annotations__}
-        self._check_choices({name: options[name] for name in READING_OPTIONS})
-        if options["num_crops"] > 1 and not options["do_center_crop"]:
-            raise ValueError(f"num_crops is {options['num_crops']} but do_center_crop is off: turn it on, or pass 1")
+        check_options(options)
         if not options["do_sample_frames"]:
             options["num_clips"] = 1  # all the frames are one clip
         for name, square in (("size", bool(options["default_to_square"])), ("crop_size", True)):
             if options[name] is not None and not isinstance(options[name], SizeDict):
                 options[name] = SizeDict(**get_size_dict(options[name], default_to_square=square, param_name=name))
         return options
-
-    @staticmethod
-    def _check_choices(options: Mapping[str, Any]) -> None:
-        """Refuse values that are no choice of their option, and numbers of frames and clips that are none."""
-        for name, value in options.items():
-            if name in CHOICES and value not in CHOICES[name]:
-                raise ValueError(f"{name} is {value!r}: pass one of {', '.join(map(repr, CHOICES[name]))}")
-            is_count = name == "num_clips" or (name == "num_frames" and value is not None)
-            if is_count and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}: pass a whole number from 1 on")
 
     def frames_per_clip(self, config: Any) -> int | None:
         """The number of frames that a model gets per clip: the processor's own, else the model's.
@@ -259,16 +210,16 @@ class MoTEVideoProcessor(BaseVideoProcessor):
                 frames than `num_frames` unless `short_video` is "loop".
         """
         options = self.reading_options() if options is None else options
-        if is_encoded(video):
+        encoded, choose = is_encoded(video), None
+        if encoded:
             video, name = open_encoded(video, name)
-        choose = None
         if options["do_sample_frames"]:
             if seed is None and options["sampling"] == "train":
                 seed = int(torch.randint(2**63 - 1, ()))  # a decoder may ask twice, and must be answered the same
             names = ("num_frames", "fps", "sampling", "num_clips", "short_video")
             choose = partial(self.sample_frames, name=name, seed=seed, **{option: options[option] for option in names})
         finish = partial(self._finish, options=options, transform=transform)
-        if is_encoded(video):
+        if encoded:
             frames, metadata = decode_video(
                 video,
                 choose,

@@ -18,7 +18,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from modeling_mote.processing import MoTEVideoProcessor
 from modeling_mote.processing.frame_sampling import sample_indices
 from modeling_mote.processing.video_decoding import VideoDecodeError, decode_video
-from modeling_mote.processing.video_processing_mote import CHOICES, READING_OPTIONS
+from modeling_mote.processing.video_options import CHOICES, READING_OPTIONS
 
 
 @pytest.fixture
@@ -361,6 +361,8 @@ def test_reading_options_stand_once(tiny):
     assert options.items() <= tiny.reading_options(**options).items()
     assert set(options) < set(READING_OPTIONS) and set(CHOICES) < set(READING_OPTIONS)
     sampled_by_rate = MoTEVideoProcessor(fps=2)
+    with pytest.raises(ValueError, match="unknown option 'num_clip': pass some of num_frames, fps, sampling"):
+        tiny.reading_options(num_clip=2)
     assert (sampled_by_rate.reading_options(num_frames=4)["fps"], sampled_by_rate.reading_options()["fps"]) == (
         None,
         2,
