@@ -203,5 +203,3 @@ __all__ = [
     "reading_version",
     "save_tensors",
 ]
-
-load_with_metadata, write_whole = load_tensors, save_tensors  # until their last users are renamed

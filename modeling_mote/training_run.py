@@ -138,17 +138,9 @@ class TrainingRun:
         self.processor, self.clips, self.validation, self.output = processor, clips, validation, output
         self.settings, self.accelerator, self.num_workers = settings, accelerator, num_workers
         self.given_record = dict(record or {})
-        start = _starting_weights(model)
-        freeze(model, image_tower=settings.clip_lr == 0)
-        groups = parameter_groups(model, settings.lr, settings.clip_lr, settings.weight_decay)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
-        self.weights: Any = model if ema is None else ema.module  # what is validated and saved
-        self.take_step = TrainStep(
-            model, optimizer, accelerator, settings.seed + 1, settings.own_draws, settings.max_grad_norm, ema
-        )
-        shared = {**asdict(settings), **(common or {}), "mixed_precision": accelerator.mixed_precision}
-        shared |= {"number of processes": accelerator.num_processes, "weights to start from": start}
+        shared = {**asdict(settings), **(common or {}), "weights to start from": _starting_weights(model)}
+        shared |= {"mixed_precision": accelerator.mixed_precision, "number of processes": accelerator.num_processes}
+        ema = self._prepare(model)
         self.checkpoints = Checkpoints(output / "checkpoints", accelerator, shared, keep, ema)
         self.files = _files_sha256(clips)
         self.batches = Batches(
@@ -163,11 +155,28 @@ class TrainingRun:
         self._go_on(max_bad_fraction)
         self.last_step = min(self.batches.total, max_steps or self.batches.total)
         self.save_every = save_every or self.batches.steps_per_epoch
-        if accelerator.is_main_process and not any(self.rates(self.batches.steps_per_epoch - 1).values()):
+        self._check_schedule()
+
+    def _prepare(self, model: MoTEForVideoClassification) -> AveragedModel | None:
+        """Freeze, and make what takes the steps; returns the average of the weights, if there is to be one."""
+        settings = self.settings
+        freeze(model, image_tower=settings.clip_lr == 0)
+        groups = parameter_groups(model, settings.lr, settings.clip_lr, settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
+        self.weights: Any = model if ema is None else ema.module  # what is validated and saved
+        self.take_step = TrainStep(
+            model, optimizer, self.accelerator, settings.seed + 1, settings.own_draws, settings.max_grad_norm, ema
+        )
+        return ema
+
+    def _check_schedule(self) -> None:
+        per_epoch = self.batches.steps_per_epoch
+        if self.settings.warmup_epochs and not any(self.rates(per_epoch - 1).values()):
             warnings.warn(
-                f"With {self.batches.steps_per_epoch} steps per epoch, the {settings.schedule} schedule leaves the "
-                "learning rate of the whole first epoch at 0.",
-                stacklevel=2,
+                f"With {per_epoch} steps per epoch, the {self.settings.schedule} schedule leaves the learning rate of "
+                "the whole first epoch at 0.",
+                stacklevel=3,
             )
 
     def _go_on(self, max_bad_fraction: float) -> None:
@@ -202,6 +211,8 @@ class TrainingRun:
         """One line on what came out."""
         found = self.measured
         said = f", top-1 {100 * found['accuracy']:.1f} % on {found['listed']} clips" if found else ""
+        if found and self.best > found["accuracy"]:
+            said += f" ({100 * self.best:.1f} % at its best, kept in {self.output / 'best'})"
         unread = f"{len(self.bad.names())} training clips could not be read"
         return f"{self.output / 'model'}: step {self.step}{said}; {unread}"
 
@@ -379,7 +390,8 @@ def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
     rates.legend()
     for axes in accuracy:
         axes.plot(*zip(*measured, strict=True), marker="o", markersize=3)
-        axes.set(title="validation top-1, %", xlabel="step", ylim=(0, 100))
+        step, best = max(measured, key=lambda point: point[1])
+        axes.set(title=f"validation top-1: best {best:.1f} % at step {step}", xlabel="step", ylabel="%", ylim=(0, 100))
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=100)
 

@@ -103,15 +103,12 @@ def run(options: Any) -> None:
 
 
 def _train(options: Any, output: Path, accelerator: Any) -> None:
-    """From options to plain values, and through the library."""
     from accelerate.utils import set_seed
 
-    from ..feature_cache import class_features
     from ..loading import load_to_train
-    from ..processing.files import only_run, write_whole
+    from ..processing.files import only_run
     from ..publish import prepare_repository, publish_checkpoint
-    from ..training_data import few_shot, training_classes
-    from ..training_run import TrainingRun, train
+    from ..training_run import train
 
     main = accelerator.is_main_process
     if not main:
@@ -120,37 +117,9 @@ def _train(options: Any, output: Path, accelerator: Any) -> None:
         prepare_repository(options.push_to_hub)
     set_seed(options.seed)
     model, processor = load_to_train(options.model, options.num_frames, options.label_smoothing)
-    model.to(accelerator.device)
-    rows, validation_rows, validated_on = _load_rows(options, accelerator)
-    classes = training_classes(rows)
-    rows, chosen = (rows, None) if options.shots is None else few_shot(rows, options.shots, options.seed)
-    settings = _settings(options, len(rows), accelerator.num_processes)
+    rows = _load_rows(options, accelerator)
     with only_run(output) if main else nullcontext():
-        if main and chosen is not None:
-            write_whole(output / "few_shot.csv", chosen)
-        cache = Path(options.cache_dir or output / "cache")
-        with accelerator.main_process_first():
-            model.set_training_classes(classes, class_features(model, processor, classes, options.prompts, cache))
-        clips = _clips(options, rows, model, processor, accelerator, cache, settings.batch_size, trains=True)
-        validation = _clips(options, validation_rows, model, processor, accelerator, cache, settings.batch_size)
-        if options.activation_checkpointing:
-            model.activation_checkpointing_enable()
-        training = TrainingRun(
-            model,
-            processor,
-            clips,
-            validation,
-            output,
-            settings,
-            accelerator,
-            common=_common(options, rows, validation_rows),
-            record=_record(options, rows, validated_on),
-            num_workers=options.num_workers if clips.input_name == "pixel_values_videos" else 0,
-            max_bad_fraction=options.max_bad_fraction,
-            save_every=options.save_every,
-            keep=options.keep,
-            max_steps=options.max_steps,
-        )
+        training = _prepare(options, output, accelerator, model.to(accelerator.device), processor, *rows)
         if options.tensorboard:
             accelerator.init_trackers("tensorboard", config={name: str(each) for name, each in vars(options).items()})
         accelerator.print(training.describe())
@@ -160,6 +129,46 @@ def _train(options: Any, output: Path, accelerator: Any) -> None:
             message = f"MoTE, step {training.step}"
             publish_checkpoint(output / "model", options.push_to_hub, commit_message=message, say=print)
     accelerator.end_training()
+
+
+def _prepare(
+    options: Any, output: Path, accelerator: Any, model: Any, processor: Any, rows: Any, validation_rows: Any, on: str
+) -> Any:
+    """Everything between the data and the first step."""
+    from ..feature_cache import class_features
+    from ..processing.files import write_whole
+    from ..training_data import few_shot, training_classes
+    from ..training_run import TrainingRun
+
+    classes, cache = training_classes(rows), Path(options.cache_dir or output / "cache")
+    if options.shots is not None:
+        rows, chosen = few_shot(rows, options.shots, options.seed)
+        if accelerator.is_main_process:
+            write_whole(output / "few_shot.csv", chosen)
+    settings = _settings(options, len(rows), accelerator.num_processes)
+    with accelerator.main_process_first():
+        model.set_training_classes(classes, class_features(model, processor, classes, options.prompts, cache))
+    size = settings.batch_size
+    clips = _clips(options, rows, model, processor, accelerator, cache, size, trains=True)
+    validation = _clips(options, validation_rows, model, processor, accelerator, cache, size)
+    if options.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return TrainingRun(
+        model,
+        processor,
+        clips,
+        validation,
+        output,
+        settings,
+        accelerator,
+        common=_common(options, rows, validation_rows),
+        record=_record(options, rows, on),
+        num_workers=options.num_workers if clips.input_name == "pixel_values_videos" else 0,
+        max_bad_fraction=options.max_bad_fraction,
+        save_every=options.save_every,
+        keep=options.keep,
+        max_steps=options.max_steps,
+    )
 
 
 def _load_rows(options: Any, accelerator: Any) -> tuple[Any, Any, str]:
