@@ -153,7 +153,7 @@ class _Scorer:
         self.processor = classify.processor.video_processor
         own_frames = self.processor.frames_per_clip(classify.model.config)
         self.num_frames = processing.get("num_frames", own_frames or classify.model.config.num_frames)
-        self.options = self.processor.reading_options(**processing | {"num_frames": self.num_frames})
+        self.options = self.processor.reading_options(**{**processing, "num_frames": self.num_frames})
         self.sampling = {name: self.options[name] for name in ("sampling", "num_clips", "short_video")}
         self.strict = bool(self.options["strict"])
 

@@ -243,7 +243,7 @@ def _read(
     video_processor: MoTEVideoProcessor,
     video: Any,
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     own_frames: int | None,
     **options: Any,
 ) -> dict[str, torch.Tensor]:

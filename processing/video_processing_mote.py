@@ -332,8 +332,10 @@ class MoTEVideoProcessor(BaseVideoProcessor):
         frames = to_channels_first(video, name, options["input_data_format"])
         if options["do_rescale"] and frames.is_floating_point() and frames.min() >= 0 and frames.max() <= 1:
             logger.warning(f"{name} seems to be rescaled to [0, 1] already: pass do_rescale=False for such pixels")
-        size = {"height": frames.shape[-2], "width": frames.shape[-1]} if metadata.height is None else {}
-        return frames, replace(metadata, frames_indices=indices.tolist(), **size)
+        height, width = frames.shape[-2:]
+        if metadata.height is None:
+            metadata = replace(metadata, height=height, width=width)
+        return frames, replace(metadata, frames_indices=indices.tolist())
 
     def _finish(
         self,
