@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import av
@@ -56,14 +57,14 @@ def decode_video(
             decodable frames are another number, once more with that number.
         backend: `"auto"` and `"pyav"` decode in order with PyAV. `"decord"` and `"torchcodec"` seek, faster in long
             files, and are used only for files on which seeking is exact as far as their packets show (MP4 or MOV,
-            H.264 in 8 bits, parameter sets in the header alone, every key picture a fresh start, not rotated, not
-            edited, as many packets as the header says); PyAV does the others. They see only damage in what they
-            decode, so `"auto"` never takes them.
+            H.264 in 8 bits at a constant rate, parameter sets in the header alone, every key picture a fresh start,
+            not rotated, not edited, as many packets as the header says); PyAV does the others. They see only damage
+            in what they decode, so `"auto"` never takes them.
         strict: Whether a file that breaks off or has damaged pictures is an error.
         still: Whether a still picture is taken as a video of one frame; it is refused otherwise.
         start: Where the clip starts in a longer file, in seconds; frames before it are not counted. Of H.264 in MP4 or
-            Matroska, only key pictures are decoded up to the last fresh start before the clip, so that damage there
-            may go unseen; not if `strict` is set.
+            Matroska, what comes before the last fresh start before the clip is read, but not decoded, so that damage
+            there goes unseen; not if `strict` is set.
         end: Where the clip ends, in seconds; frames at and after it are not counted.
         finish: Called with every wanted frame as it comes, uint8 [h, w, 3], and the width of its pixels over their
             height, as the file says it is shown: what it gives is kept, so that no frame is held at full size.
@@ -217,9 +218,7 @@ def _scan(source: Source, clip: Clip, evidence: "_SeekEvidence | None" = None) -
                     continue  # an edit list hides its frame
                 if clip.is_over(video.clock.decoded_at(packet)):
                     break  # what is decoded later is shown later
-                seconds = video.clock.seconds(packet)
-                video.clock.count(seconds)
-                found.num_frames += seconds in clip
+                found.num_frames += video.clock.seconds(packet) in clip
         found.fps = video.clock.fps
         if evidence is not None and first is not None:
             evidence.weigh(video, first)
@@ -230,7 +229,7 @@ def _fresh_start(source: Source, clip: Clip) -> int:
     """How many packets come before the last IDR picture from which decoding gives all of a late clip; 0 if unknown.
 
     An IDR picture refers to nothing before it, and every packet before it must be shown before the clip. Parameter
-    sets may come anywhere, so the packets are not left out: the decoder reads them, but decodes only key pictures.
+    sets may come anywhere, so the packets are not left out: the decoder reads them, but decodes no picture.
     """
     if not clip.start:
         return 0
@@ -279,14 +278,15 @@ class _SeekEvidence:
         self.is_enough = False
         self._sound, self._has_leaves = True, False
         self._times: list[int] = []
+        self._fresh: list[bool] = []
 
     def add(self, packet: av.Packet) -> None:
         """Take the next packet of the video stream."""
         heads = _unit_heads(packet)
         odd = packet.is_discard or packet.is_corrupt or packet.pts is None or packet.has_sidedata("new_extradata")
-        # Who seeks past parameter sets misses them; a key picture that is no IDR picture needs earlier ones.
-        fresh = _is_fresh(heads) == packet.is_keyframe and (bool(self._times) or packet.is_keyframe)
-        self._sound = self._sound and fresh and not odd and not any(head & 31 in PARAMETER_SETS for head in heads)
+        # Who seeks past parameter sets misses them.
+        self._sound = self._sound and not odd and not any(head & 31 in PARAMETER_SETS for head in heads)
+        self._fresh.append(_is_fresh(heads))
         self._has_leaves = self._has_leaves or any(head in SLICES for head in heads)  # nothing refers to these
         self._times.append(packet.pts or 0)
 
@@ -294,13 +294,18 @@ class _SeekEvidence:
         """Decide, after the last packet, with the first frame."""
         times, stream = self._times, video.stream
         order = sorted(range(len(times)), key=times.__getitem__)
-        # Stamps in the order of decoding, as some remuxers write them, show no reordering in spite of B pictures.
+        # Stamps in the order of decoding, as some remuxers write them, show no reordering in spite of B pictures; gaps
+        # are left by lost packets, without which pictures are not what they were.
         reordering = max((packet - place for place, packet in enumerate(order)), default=0)
         self.is_enough = (
             self._sound
             and "mp4" in video.container.format.name
             and _has_lengths(stream)
             and len(times) == len(set(times)) == stream.frames
+            # Who seeks goes by the table of the file: a key picture that is no IDR picture needs earlier ones.
+            and self._fresh == [entry.is_keyframe for entry in stream.index_entries]
+            and self._fresh[:1] == [True]
+            and len({times[later] - times[one] for one, later in pairwise(order)}) <= 1
             and int(self._has_leaves) <= reordering <= stream.codec_context.reorder_depth
             and Picture(first).is_upright
             and first.format.name in ("yuv420p", "yuvj420p")

@@ -178,7 +178,7 @@ class VideoFile:
 
         Args:
             clip: The part that counts; frames before it are decoded, but not given.
-            skip: Packets of which only the key pictures are decoded, as the next one starts afresh.
+            skip: Packets of which the decoder reads the parameter sets alone, as the next one starts afresh.
 
         Yields:
             When a frame is shown, in seconds, never earlier than the one before it, and the frame.
@@ -186,11 +186,11 @@ class VideoFile:
         self._clip, decoder, due = clip, self.stream.codec_context, 0
         try:
             for number, packet in enumerate(self.packets()):
-                decoder.skip_frame = "NONKEY" if number < skip else "DEFAULT"
+                decoder.skip_frame = "ALL" if number < skip else "DEFAULT"
                 if number == skip and skip:
                     decoder.flush_buffers()
                 frames = packet.decode()
-                if number < skip:  # their parameter sets hold on, their pictures do not
+                if number < skip:
                     continue
                 shown = not is_flush(packet) and not packet.is_discard
                 due += skip > 0 and shown and self.clock.seconds(packet) in clip
@@ -210,6 +210,8 @@ class VideoFile:
             self.breakage = self.inventory.shortage()
         except Exception as error:  # FFmpeg's own, and what PyAV makes of files that it has no words for
             self._failure, self.breakage = error, reason(error)
+            if isinstance(error, av.ArgumentError):
+                self.breakage += f", or pictures of more than {MAX_PIXELS} pixels, see MOTE_MAX_PIXELS"
         self.in_doubt = self._doubts(skip, due)
 
     @property
@@ -277,7 +279,7 @@ def is_flush(packet: av.Packet) -> bool:
 class Clock:
     """When frames are shown, in seconds from the file's start: by its own time stamps, and never backwards."""
 
-    RESTART = 1.0  # seconds: stamps that go back farther are those of another clock
+    RESTART = 0.5  # seconds: stamps that go back farther are those of another clock
     JUMP = 10.0  # seconds: in transport and program streams, so are those that go ahead farther, as FFmpeg has it
     TOLERANCE = 0.05  # a header's frame rate is believed if it is this close to that of the time stamps
 
@@ -293,15 +295,20 @@ class Clock:
         self._queue: deque[int] | None = deque() if container.format.name == "avi" else None
         self._origin = Fraction(container.start_time or 0, av.time_base)
         self._offset, self._stamp, self._step = 0, None, 0  # in the stream's ticks
-        self._count, self._first, self._last = 0, 0.0, 0.0
+        self._packets = -1  # the number of the last one
+        self._count, self._last = 0, 0.0  # of frames
+        self._stamps, self._span = 0, (0.0, 0.0)  # of packets, from which the frame rate is measured
         self._restarts: list[float] = []
         self.num_late = 0  # frames stamped earlier than the one before
 
     def mend(self, packet: av.Packet) -> None:
         """Let a packet's time stamps follow those before it, if the clock that they come from started again."""
+        self._packets += 1
         stamp, tick = packet.pts if packet.dts is None else packet.dts, float(packet.time_base or 0)
         if stamp is None or not tick or self._untimed:
             return
+        if packet.pts is not None and (packet.pts - stamp) * tick > self.JUMP:
+            packet.pts = None  # FFmpeg took it from the next picture, which goes by another clock
         if self._stamp is not None:
             step = stamp + self._offset - self._stamp
             if step * tick < -self.RESTART or (self._may_jump and step * tick > self.JUMP):
@@ -314,24 +321,22 @@ class Clock:
         packet.dts = None if packet.dts is None else packet.dts + self._offset
         if self._queue is not None:
             self._queue.append(self._stamp)
+        if packet.dts is not None and not packet.is_discard:  # an edit list hides its frame
+            # By when packets are decoded: on the average as often as frames are shown, and in order.
+            seconds = self.decoded_at(packet)
+            self._span = (self._span[0], seconds) if self._stamps else (seconds, seconds)
+            self._stamps += 1
 
     def seconds(self, packet: av.Packet) -> float:
         """When a packet's picture is shown, as far as the packet says."""
         ticks = packet.dts if packet.pts is None or self._queue is not None else packet.pts
         if ticks is None or self._untimed:
-            return self._count / (self._rate or 25.0)
+            return self._packets / (self._rate or 25.0)
         return round(max(0.0, float(ticks * packet.time_base - self._origin)), 6)
 
     def decoded_at(self, packet: av.Packet) -> float:
         """When a packet is decoded, which is never later than when it is shown; 0 if it does not say."""
         return float(packet.dts * packet.time_base - self._origin) if packet.dts is not None else 0.0
-
-    def count(self, seconds: float) -> None:
-        """Take note of a time, from which the frame rate is measured."""
-        self._first, self._last = (
-            (min(self._first, seconds), max(self._last, seconds)) if self._count else (seconds,) * 2
-        )
-        self._count += 1
 
     def tick(self, frame: av.VideoFrame) -> float:
         """When the next frame is shown, in seconds, to the microsecond."""
@@ -348,19 +353,18 @@ class Clock:
         else:
             seconds = float(ticks * base - self._origin)
         self.num_late += self._count > 0 and seconds < self._last
-        seconds = round(max(seconds, self._last, 0.0), 6)
-        self.count(seconds)
-        return seconds
+        self._count, self._last = self._count + 1, round(max(seconds, self._last, 0.0), 6)
+        return self._last
 
     @property
     def fps(self) -> float | None:
-        """Frames in a second: those of the header, if the times of what was read agree."""
-        if self._untimed or self._count < 2 or self._last <= self._first:
+        """Frames in a second: those of the header, if the time stamps of what was read agree."""
+        span = self._span[1] - self._span[0]
+        if self._stamps < 2 or span <= 0:
             return self._rate
-        span = self._last - self._first
-        expected = (self._count - 1) / self._rate if self._rate else 0.0
+        expected = (self._stamps - 1) / self._rate if self._rate else 0.0
         agrees = abs(span - expected) <= self.TOLERANCE * expected + 0.002  # time stamps are whole milliseconds
-        return self._rate if agrees else (self._count - 1) / span
+        return self._rate if agrees else (self._stamps - 1) / span
 
     @property
     def end(self) -> float:
