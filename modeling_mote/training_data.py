@@ -117,7 +117,7 @@ def hold_out(rows: Any, share: float = 0.2, seed: int = 0) -> tuple[Any, Any]:
         by_class[clips[indices[0]][1]].append(file)
     draw, held = random.Random(seed), set()
     for _, members in sorted(by_class.items()):
-        if len(members) > 1:
+        if len(members) > 1 and share > 0:
             held.update(draw.sample(members, min(len(members) - 1, max(1, round(share * len(members))))))
     # A file may hold parts of several classes: none of them may be left without a clip to train on.
     trained = {clips[index][1] for file, indices in files.items() if file not in held for index in indices}

@@ -142,7 +142,7 @@ class TrainingRun:
         shared |= {"mixed_precision": accelerator.mixed_precision, "number of processes": accelerator.num_processes}
         ema = self._prepare(model)
         self.checkpoints = Checkpoints(output / "checkpoints", accelerator, shared, keep, ema)
-        self.files = _files_sha256(clips)
+        self.files = _files_sha256(clips) if accelerator.is_main_process else None
         self.batches = Batches(
             len(clips),
             settings.batch_size,

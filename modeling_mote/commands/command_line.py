@@ -170,14 +170,20 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 # ---------------------------------------------------------------------------------------------- checks before the work
 
 
-def check_model(model: str, name: str = "model") -> None:
+def check_model(model: str) -> None:
     """Refuse a folder that does not exist, rather than ask the Hub for it.
 
     Raises:
         FileNotFoundError: naming the folder.
     """
-    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model):
-        raise FileNotFoundError(f"--{name} {model}: there is no such folder.")
+    owner, slash, name = model.partition("/")
+    is_hub_id = (
+        bool(owner and slash and name) and "/" not in name and "\\" not in model and owner not in (".", "..", "~")
+    )
+    # `runs/model`, where there is a folder `runs`, is a folder misspelt.
+    if not Path(model).expanduser().exists() and (not is_hub_id or Path(owner).is_dir()):
+        hint = "" if slash else "; a model on the Hub is named owner/name"
+        raise FileNotFoundError(f"--model {model}: there is no such folder{hint}.")
 
 
 def check_output(name: str, path: str | None, suffixes: Sequence[str]) -> None:
@@ -238,8 +244,9 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
 def _expected() -> tuple[type[Exception], ...]:
     """Errors whose message is written for the person who typed the command."""
     kinds: list[type[Exception]] = [ValueError, OSError, ImportError]
-    if "safetensors" in sys.modules:
-        kinds.append(sys.modules["safetensors"].SafetensorError)
+    for library, name in (("safetensors", "SafetensorError"), ("torch", "OutOfMemoryError")):
+        if library in sys.modules:
+            kinds.append(getattr(sys.modules[library], name))
     return tuple(kinds)
 
 

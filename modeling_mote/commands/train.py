@@ -9,6 +9,7 @@ and `curves.png`. The same command after an interruption goes on from the last c
 run would have. Several processes: `accelerate launch` or `torchrun` before it, as above.
 """
 
+import os
 import sys
 import warnings
 from contextlib import nullcontext
@@ -36,7 +37,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name: (default, kind of value or
     "prompts": ("mote_28", str, "prompt set of the class features"),
     "num_frames": (8, number(1), "frames per clip"),
     "epochs": (20, number(1), "epochs of the schedule"),
-    "warmup_epochs": (1.0, ANY, "epochs of linear warm-up"),
+    "warmup_epochs": (None, ANY, "epochs of linear warm-up; by default 1, and none of a single epoch"),
     "schedule": ("smooth", ("smooth", "authors"), "the rate moves at every step, or as the authors' at every tenth"),
     "batch_size": (None, number(1), "clips per process and forward; by default up to 64, ten steps per epoch or more"),
     "gradient_accumulation": (1, number(1), "forwards per optimizer step, each with its own draws"),
@@ -73,7 +74,9 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--data", required=True, help="folder with one folder per class, CSV (path,label[,start,end]), or a benchmark"
     )
-    add_model(parser, "CLIP or MoTE checkpoint to start from: folder or Hub id")
+    add_model(
+        parser, "CLIP or MoTE checkpoint to start from: folder or Hub id", default="openai/clip-vit-base-patch16"
+    )
     parser.add_argument("--output", required=True, help="folder of this run, on a disk that all its machines share")
     for name, (default, kind, text) in OPTIONS.items():
         if kind is bool:
@@ -86,7 +89,16 @@ def add_options(parser: Parser) -> None:
 
 
 def check(options: Any) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # what is wrong is said by the first process of a machine
+        return
     check_model(options.model)
+    for name in ("data", "data_dir", "validation_data"):
+        given = getattr(options, name)
+        is_path = given is not None and (
+            name == "data_dir" or given.lower().endswith(".csv") or given != Path(given).name
+        )
+        if is_path and not Path(given).expanduser().exists():
+            raise FileNotFoundError(f"--{name} {given}: there is no such file or folder.")
 
 
 def run(options: Any) -> None:
@@ -193,6 +205,8 @@ def _settings(options: Any, num_clips: int, world: int) -> Any:
 
     given = {each.name: getattr(options, each.name) for each in fields(Settings) if hasattr(options, each.name)}
     given["batch_size"] = options.batch_size or fitting_batch_size(num_clips, world * options.gradient_accumulation)
+    if options.warmup_epochs is None:
+        given["warmup_epochs"] = float(options.epochs > 1)
     settings = Settings(**given | {"own_draws": options.draws == "per-rank"})
     # Too large a batch shows before frames are encoded.
     Batches(num_clips, settings.batch_size, settings.epochs, accumulation=settings.gradient_accumulation, world=world)

@@ -680,10 +680,18 @@ def test_one_process_that_fails_does_not_leave_the_other_hanging(launch, options
 
 
 @pytest.mark.slow
-def test_bad_input_ends_both_processes_and_is_said_once(launch, options):
-    process = launch("train", options | {"data": "nowhere.csv", "batch_size": 2})
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"data": "nowhere.csv"}, "--data nowhere.csv: there is no such file or folder."),
+        ({"batch_size": 7}, "12 training clips are fewer than one batch of 14: lower batch_size."),
+    ],
+    ids=["before the work", "by the library"],
+)
+def test_bad_input_ends_both_processes_and_is_said_once(launch, options, changes, sentence):
+    process = launch("train", options | {"batch_size": 2} | changes)
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 1 and err.count("error: List nowhere.csv does not exist") == 1
+    assert process.returncode == 1 and err.count(f"error: {sentence}") == 1
 
 
 def test_another_number_of_processes_is_refused(on_two, refusal):
@@ -708,8 +716,8 @@ BAD_INPUT = {
     ),
     "an unknown label": ({"validation_data": "UNKNOWN"}, "class 'jumping' too, which has no training clip"),
     "two classes of one name": ({"data": "TWICE"}, "'Left' and 'left' are one to the text tower"),
-    "a missing list": ({"data": "nowhere.csv"}, "List nowhere.csv does not exist"),
-    "a wrong data_dir": ({"data_dir": "nowhere"}, "nowhere is not a folder"),
+    "a missing list": ({"data": "nowhere.csv"}, "--data nowhere.csv: there is no such file or folder"),
+    "a wrong data_dir": ({"data_dir": "nowhere"}, "--data_dir nowhere: there is no such file or folder"),
     "a data_dir without the clips": ({"data_dir": "FOLDER"}, "None of the 12 clips"),
     "a class without a clip": ({"data": "CLASSES"}, "class 'right' too, which has no training clip"),
     "an unknown benchmark": ({"data": "ucf102"}, "no known data set"),
@@ -830,7 +838,10 @@ def test_errors_go_to_stderr_with_exit_code_1(start, options):
     process = start("train", options | {"data": "nowhere.csv"})
     out, err = process.communicate(timeout=200)
     assert process.returncode == 1 and out == ""
-    assert err.splitlines()[-1].startswith("error: List nowhere.csv does not exist") and "Traceback" not in err
+    assert (
+        err.splitlines()[-1].startswith("error: --data nowhere.csv: there is no such file or folder.")
+        and "Traceback" not in err
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- Hub

@@ -46,6 +46,7 @@ def test_a_class_of_one_file_is_trained_on():
     assert len(train) == 2 and list(held["label"]) == [1]
     train, held = hold_out(rows_of(("a.mp4", 0, None), ("b.mp4", 1, None)))
     assert len(train) == 2 and held is None
+    assert hold_out(rows_of(("b0.mp4", 1, None), ("b1.mp4", 1, None)), share=0)[1] is None
 
 
 @pytest.mark.parametrize("seed", range(4))
