@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -86,12 +86,13 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield partial
         for file in partial.rglob("*"):
-            _flush(file)
+            if not file.is_symlink():
+                _flush(file)
         _flush(partial)
         shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            os.replace(path, old)
         try:
+            if path.exists():
+                os.replace(path, old)
             os.replace(partial, path)
         except BaseException:
             restore_folder(path)
@@ -170,7 +171,10 @@ def _partial(path: Path) -> Path:
         process = left.name.removesuffix(".partial").rpartition(".")[2].partition("-")[0]
         if process.isdigit() and not _is_alive(int(process)):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{host}.{os.getpid()}-{next(_writes)}.partial")
+    while True:  # in a container, an earlier process may have had the same number
+        partial = path.with_name(f".{path.name}.{host}.{os.getpid()}-{next(_writes)}.partial")
+        if not os.path.lexists(partial):
+            return partial
 
 
 def _escaped(name: str) -> str:
@@ -195,6 +199,8 @@ def _flush(path: Path) -> None:
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        # Some file systems of networks flush no folders.
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
