@@ -27,8 +27,8 @@ class ClipBatches:
                 ...
 
     Args:
-        clips: data set of clips, such as [`VideoClips`][modeling_mote.processing.clips.VideoClips]: items, `name(index)`
-            and `input_name`.
+        clips: data set of clips with `name(index)` and `input_name`, such as
+            [`VideoClips`][modeling_mote.processing.clips.VideoClips].
         batches: lists of indices, or of (epoch, index).
         num_workers: processes that read; 0 for this one.
     """
@@ -59,9 +59,10 @@ class ClipBatches:
         died = found[1].split(", ") if found else []
         names = [self.clips.name(index) for process, index in self.reading.tolist() if str(process) in died]
         what = f"while it read {names[0]}" if names else "while it read videos"
+        said = message.strip().rstrip(".").splitlines()[0]
         return (
-            f"A reading process died {what} ({message.strip().rstrip('.').splitlines()[0]}): the machine may be out of memory, "
-            "or the file breaks the decoder. Read with fewer processes (num_workers), or take the file out."
+            f"A reading process died {what} ({said}): the machine may be out of memory, or the file "
+            "breaks the decoder. Read with fewer processes (num_workers), or take the file out."
         )
 
 

@@ -66,6 +66,10 @@ class Parser(argparse.ArgumentParser):
             f"there is no option {name}{f'; did you mean {other}?' if other in known else suggestion(name, known)}"
         )
 
+    def option_names(self) -> list[str]:
+        """The options there are, such as `--model`."""
+        return list(self._option_string_actions)
+
     def error(self, message: str) -> NoReturn:
         self.exit(report_error(f"{message} (see `{self.prog} --help`)", code=2))
 

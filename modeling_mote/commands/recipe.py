@@ -4,22 +4,21 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from .command_line import suggestion
+from .command_line import Parser, suggestion
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> Callable[[list[str]], list[str]]:
+def add_recipe(parser: Parser) -> Callable[[list[str]], list[str]]:
     """Add `--config`; call it after the options that recipes may hold.
 
     Returns:
         what puts the options of the recipe before those given.
     """
     parser.add_argument("--config", help="recipe: a YAML file of these options; those of the command line win")
-    known = [option[2:] for action in parser._actions for option in action.option_strings if option[:2] == "--"]
-    known = sorted(set(known) - {"config", "help"})
+    known = sorted({option[2:] for option in parser.option_names() if option[:2] == "--"} - {"config", "help"})
 
     def complete(given: list[str]) -> list[str]:
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        finder.add_argument("--config")
+        finder.add_argument("--config", nargs="?")  # the parser itself says what is wrong
         config = finder.parse_known_args(given)[0].config
         return given if config is None else read_recipe(Path(config), known) + given
 
