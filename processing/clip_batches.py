@@ -1,5 +1,6 @@
 """Batches of clips that other processes read; one that dies is an error that names the clip."""
 
+import gc
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,6 +46,7 @@ class ClipBatches:
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        gc.collect()  # a fork that collects an open container of PyAV waits for its threads for ever
         return iter(self.loader)
 
     def __enter__(self) -> "ClipBatches":
