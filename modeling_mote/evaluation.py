@@ -120,6 +120,7 @@ def evaluate(
     """
     rules, main = get_protocol(protocol), accelerator.is_main_process
     _check_request(rules, data, labels)
+    modulate = rules.modulate and modulate
     with ExitStack() as stack:
         if main:  # whatever keeps the output from being written shows before the work
             (Path("results") / protocol if output is None else Path(output)).mkdir(parents=True, exist_ok=True)
@@ -131,14 +132,12 @@ def evaluate(
         scored_model, processor, facts = load_to_score(rules, model, alpha, clip, merge_temperature)
         scored_model.to(accelerator.device)
         _note_model(changed, rules, scored_model, lists)
-        own_list = "" if data is None else list_sha256(lists[0].rows)
-        folder = (
-            result_folder(protocol, changed, model, facts["checkpoint_sha256"], own_list)
-            if output is None
-            else Path(output)
-        )
-        if main and output is None:
-            stack.enter_context(only_run(folder))
+        folder = Path(output or "")
+        if output is None:
+            own_list = "" if data is None else list_sha256(lists[0].rows)
+            folder = result_folder(protocol, changed, model, facts["checkpoint_sha256"], own_list)
+            if main:
+                stack.enter_context(only_run(folder))
         settings = [asdict(rules), changed, str(accelerator.mixed_precision), reading_version(), processor.to_dict()]
         (key,) = broadcast_object_list([fingerprint(scored_model, settings, [_identity(each) for each in lists])])
         (finished,) = broadcast_object_list([_finished(folder, key) if main else None])
@@ -148,32 +147,18 @@ def evaluate(
 
         log = ScoreLog(folder, key, accelerator.process_index)
         accelerator.wait_for_everyone()  # everyone has read what was scored before
-        done, total = len(log.rows), sum(len(each.rows) for each in lists)
-        say(f"{folder}: {done} of {total} clips were scored before; an interrupted run goes on with the same command.")
-        measured = []
-        for part, each in enumerate(lists):
-            with accelerator.main_process_first():
-                class_embeds = class_features(scored_model, processor, each.names, rules.prompts, cache_dir)
-            clips = VideoClips(
-                each.rows,
-                processor.video_processor,
-                num_frames=scored_model.config.num_frames,
-                sampling=rules.sampling,
-                num_clips=rules.num_clips,
-                num_crops=rules.num_crops,
-                square_pixels=rules.square_pixels,
-            )
-            score = ClipScorer(scored_model, class_embeds, rules.score_rule, rules.modulate and modulate, accelerator)
-            score_clips(
-                clips, score, log, part, batch_size, num_workers, accelerator, f"{protocol} {each.config or ''}"
-            )
-            measured.append(_gathered(log, part, clips, len(each.names), accelerator))
+        total = sum(len(each.rows) for each in lists)
+        kept = f", {len(log.rows)} of them scored before" if log.rows else ""
+        say(f"{total} clips{kept}; scores are kept in {folder}: an interrupted run goes on with the same command.")
+        scored = _score_lists(
+            rules, lists, scored_model, processor, modulate, log, accelerator, batch_size, num_workers, cache_dir
+        )
         result = {
             "protocol": protocol,
             "deviations": changed,
-            **summarise(rules, lists, measured),
+            **summarise(rules, lists, scored),
             "num_frames": scored_model.config.num_frames,
-            "modulation": rules.modulate and modulate,
+            "modulation": modulate,
             **facts,
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision if accelerator.native_amp else "no",
@@ -182,14 +167,9 @@ def evaluate(
             "run_sha256": key,
         }
         if main:
-            tables = [
-                (each.label_set, scored.scores, scored.labels) for each, scored in zip(lists, measured, strict=True)
-            ]
-            bad = [
-                (each.config or "", *video)
-                for each, scored in zip(lists, measured, strict=True)
-                for video in scored.unread
-            ]
+            pairs = list(zip(lists, scored, strict=True))
+            tables = [(each.label_set, found.scores, found.labels) for each, found in pairs]
+            bad = [(each.config or "", *video) for each, found in pairs for video in found.unread]
             write_result(folder, result, tables, bad)
         accelerator.wait_for_everyone()
         log.remove()
@@ -224,8 +204,8 @@ def _deviations(
     changed: dict[str, Any] = {}
     if alpha is not None and alpha != protocol.alpha:
         changed["alpha"] = alpha
-    if protocol.modulate and not modulate:
-        changed["modulation"] = False
+    if modulate != protocol.modulate:
+        changed["modulation"] = modulate
     if merge_temperature is not None:
         changed["merge_temperature"] = merge_temperature
     if labels is not None:
@@ -464,6 +444,39 @@ class ClipScorer:
         if not scores.isfinite().all():
             raise ValueError("The checkpoint gives scores that are no finite numbers: its weights are damaged.")
         return scores.double().cpu().numpy()
+
+
+def _score_lists(
+    protocol: Protocol,
+    lists: Sequence[ClipList],
+    model: MoTEModel,
+    processor: MoTEProcessor,
+    modulate: bool,
+    log: ScoreLog,
+    accelerator: Accelerator,
+    batch_size: int,
+    num_workers: int,
+    cache_dir: str | None,
+) -> list["Scored"]:
+    """Score every list by all processes: the same scores on each of them."""
+    scored = []
+    for part, each in enumerate(lists):
+        with accelerator.main_process_first():
+            class_embeds = class_features(model, processor, each.names, protocol.prompts, cache_dir)
+        clips = VideoClips(
+            each.rows,
+            processor.video_processor,
+            num_frames=model.config.num_frames,
+            sampling=protocol.sampling,
+            num_clips=protocol.num_clips,
+            num_crops=protocol.num_crops,
+            square_pixels=protocol.square_pixels,
+        )
+        score = ClipScorer(model, class_embeds, protocol.score_rule, modulate, accelerator)
+        title = " ".join([protocol.name, *([each.config] if each.config else [])])
+        score_clips(clips, score, log, part, batch_size, num_workers, accelerator, title)
+        scored.append(_gathered(log, part, clips, len(each.names), accelerator))
+    return scored
 
 
 def score_clips(

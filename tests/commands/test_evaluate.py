@@ -20,7 +20,6 @@ from transformers import AutoProcessor, CLIPModel
 
 from modeling_mote import MoTEModel, evaluation
 from modeling_mote.blending import blend_with_clip
-from modeling_mote.commands.command_line import run_command
 from modeling_mote.convert_mote_original import convert
 from modeling_mote.processing import encode_classes
 from modeling_mote.processing.label_sets import LabelSet, load_label_set
@@ -110,20 +109,13 @@ def run(options, fresh_accelerate, tmp_path_factory):
     return score
 
 
-def command_line(given):
-    return [f"--{name}={value}" for name, value in given.items() if value is not None]
-
-
 @pytest.fixture
-def refused(options, fresh_accelerate, capsys, tmp_path):
+def refused(options, refusal, tmp_path):
     """`refused(**changes)`: the sentence with which the command stops, its exit code being 1."""
 
     def refuse(**changes):
-        fresh_accelerate()
-        code = run_command("evaluate", command_line(options | {"output": tmp_path / "result"} | changes))
-        last = capsys.readouterr().err.splitlines()[-1]
-        assert code == 1 and last.startswith("error: "), last
-        return last.removeprefix("error: ")
+        given = options | {"output": tmp_path / "result"} | changes
+        return refusal("evaluate", {name: value for name, value in given.items() if value is not None})
 
     return refuse
 
@@ -334,15 +326,13 @@ def test_few_shot_scores_what_was_trained_with_its_shots(run, trained_with, refu
 # --------------------------------------------------------------------------------------------------------- model cards
 
 
-def test_the_card_gets_the_result_once(options, fresh_accelerate, checkpoint, tmp_path):
+def test_the_card_gets_the_result_once(options, run_here, checkpoint, tmp_path):
     card = tmp_path / "README.md"
     shutil.copy(checkpoint / "README.md", card)
     card.write_text(card.read_text().replace("---\n", "---\nlicense: apache-2.0\n", 1) + "Text that stays.\n")
 
     def run(name, **changes):
-        fresh_accelerate()
-        given = options | {"card": card, "output": tmp_path / name} | changes
-        assert run_command("evaluate", command_line(given)) == 0
+        assert run_here("evaluate", options | {"card": card, "output": tmp_path / name} | changes) == 0
         return json.loads((tmp_path / name / "result.json").read_text())
 
     result = run("first")
