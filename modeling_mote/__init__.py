@@ -46,3 +46,8 @@ __all__ = [
     "MoTETemporalModel",
     "choose_modulation_temperature",
 ]
+
+
+def __dir__() -> list[str]:
+    """The lazy names too, for whoever presses Tab."""
+    return sorted({*globals(), *__all__})

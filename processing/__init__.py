@@ -74,3 +74,8 @@ __all__ = [
     "to_words",
     "train_transform",
 ]
+
+
+def __dir__() -> list[str]:
+    """The lazy names too, for whoever presses Tab."""
+    return sorted({*globals(), *__all__})

@@ -116,7 +116,9 @@ def check_names(names: Sequence[str], max_letters: int | None = None) -> None:
         if len(name) > most:
             raise ValueError(f"{which}, {name[:40]!r}…, has {len(name)} letters: at most {most} are taken")
         if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name):
-            raise ValueError(f"{which}, {name[:80]!r}, has a line break, tab or other control character in it")
+            raise ValueError(
+                f"{which}, {name[:80]!r}, has a line break, tab or other control character in it: take it out"
+            )
         key = " ".join(name.split()).casefold()  # CLIP's text tower reads lower case and single spaces
         if key in known:
             same = known[key] == name
