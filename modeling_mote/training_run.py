@@ -202,6 +202,8 @@ class TrainingRun:
         on = self.given_record.get("validated_on", "")
         validated = f"{len(self.validation)} clips {on} to validate on" if self.validation else "no validation"
         cached = ", on cached frame features" if self.clips.input_name == "frame_embeds" else ""
+        if self.weights.config.temporal_config.experts_merged:
+            cached += "; the experts were merged, so each layer trains its one feed-forward by the cross-entropy alone"
         return (
             f"{len(self.clips)} clips of {self.weights.config.num_labels} classes, {validated}; {self.batches.total} "
             f"steps of {self.batches.global_batch} clips from step {self.step}, {trained:,} trained parameters{cached}"
