@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel
 
-from modeling_mote import MoTEModel, evaluation
+from modeling_mote import MoTEModel, evaluation, scoring
 from modeling_mote.blending import blend_with_clip
 from modeling_mote.convert_mote_original import convert
 from modeling_mote.processing import encode_classes
@@ -498,7 +498,7 @@ def test_a_full_disk_loses_no_number(plain, refused, full_disk, tmp_path):
 def test_an_interrupted_run_goes_on_with_what_is_missing(run, plain, tmp_path, monkeypatch):
     expected, scores, _ = plain
     output, read = str(tmp_path / "result"), []
-    original = evaluation.ClipReader.__call__
+    original = scoring.ClipReader.__call__
 
     def count(reader, index):
         if len(read) == 5:
@@ -506,14 +506,14 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(run, plain, tmp_path, m
         read.append(reader.clips.name(index))
         return original(reader, index)
 
-    monkeypatch.setattr(evaluation.ClipReader, "__call__", count)
+    monkeypatch.setattr(scoring.ClipReader, "__call__", count)
     with pytest.raises(KeyboardInterrupt):
         run(output=output, batch_size=2)
     log = next(Path(output).glob("scores-*.jsonl"))
     assert len(read) == 5 and "result.json" not in os.listdir(output)
     log.write_bytes(log.read_bytes() + b'{"part": 0, "index": 6, "sco')  # as a kill may cut it
     monkeypatch.setattr(
-        evaluation.ClipReader, "__call__", lambda reader, index: (read.append(0), original(reader, index))[1]
+        scoring.ClipReader, "__call__", lambda reader, index: (read.append(0), original(reader, index))[1]
     )
     result, again = run(output=output, batch_size=2)
     assert len(read) == 5 + 15 - 3  # two batches were kept; what could not be read is tried again
@@ -527,14 +527,14 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(run, plain, tmp_path, m
 
 def test_a_process_that_dies_costs_its_clip(run, plain, tmp_path, monkeypatch):
     expected, (first, *_), _ = plain
-    original = evaluation.ClipReader.__call__
+    original = scoring.ClipReader.__call__
 
     def die(reader, index):
         if "v_Biking_g01_c01" in reader.clips.name(index):
             os.kill(os.getpid(), signal.SIGKILL)
         return original(reader, index)
 
-    monkeypatch.setattr(evaluation.ClipReader, "__call__", die)
+    monkeypatch.setattr(scoring.ClipReader, "__call__", die)
     result, (scores, *_) = run(output=str(tmp_path / "result"), num_workers=2)
     assert (result["num_scored"], result["num_listed"]) == (12, 15)
     bad = {Path(row["video"]).stem: row["reason"] for row in read_csv(tmp_path / "result" / "bad_videos.csv")}

@@ -18,8 +18,10 @@ from transformers import CLIPConfig
 
 from modeling_mote import MoTEConfig
 from modeling_mote.cards import HERE, authors_section, published_card, training_card
+from modeling_mote.evaluation import load_to_score
+from modeling_mote.loading import load_model
 from modeling_mote.processing.protocols import PROTOCOLS
-from modeling_mote.publish import PublishError, prepare_repository, publish_checkpoint
+from modeling_mote.publish import PublishError, prepare_repository, publish_checkpoint, weights_sha256
 
 from .mini_hub import TOKEN, MiniHub
 from .tiny import save_mote, save_trained
@@ -684,6 +686,16 @@ def test_the_authors_numbers_stay_apart(backbone, size):
     assert authors_section(config, {"half-classes"}, converted=False) == ""
     config.vision_config.patch_size = 8  # a tower of nobody's
     assert authors_section(config, {"ucf101-few-shot"}, converted=True) == ""
+
+
+def test_a_result_of_half_precision_weights_is_known_to_be_theirs(checkpoint, tmp_path):
+    load_model(str(checkpoint)).to(torch.bfloat16).save_pretrained(tmp_path)
+    shutil.copy(checkpoint / "processor_config.json", tmp_path)
+    for file in checkpoint.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    *_, facts = load_to_score(PROTOCOLS["half-classes"], str(tmp_path), 1.0, None, None)
+    model = load_model(str(tmp_path), classifier=True, dtype="auto")
+    assert model.dtype == torch.bfloat16 and weights_sha256(model) == facts["checkpoint_sha256"]
 
 
 def test_from_python_too(hub, checkpoint, monkeypatch):
