@@ -174,20 +174,18 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 # ---------------------------------------------------------------------------------------------- checks before the work
 
 
-def check_model(model: str) -> None:
+def check_model(model: str, option: str = "model") -> None:
     """Refuse a folder that does not exist, rather than ask the Hub for it.
 
     Raises:
-        FileNotFoundError: naming the folder.
+        FileNotFoundError: naming the option and the folder.
     """
-    owner, slash, name = model.partition("/")
-    is_hub_id = (
-        bool(owner and slash and name) and "/" not in name and "\\" not in model and owner not in (".", "..", "~")
-    )
-    # `runs/model`, where there is a folder `runs`, is a folder misspelt.
-    if not Path(model).expanduser().exists() and (not is_hub_id or Path(owner).is_dir()):
-        hint = "" if slash else "; a model on the Hub is named owner/name"
-        raise FileNotFoundError(f"--model {model}: there is no such folder{hint}.")
+    path, owner = Path(model).expanduser(), model.partition("/")[0]
+    is_hub_id = model.count("/") == 1 and not model.endswith("/") and not model.startswith((".", "/", "~"))
+    # `runs/model`, if there is a folder `runs`, is a folder misspelt.
+    if not path.exists() and (not is_hub_id or "\\" in model or Path(owner).is_dir()):
+        hint = "" if "/" in model else "; a model on the Hub is named owner/name"
+        raise FileNotFoundError(f"--{option} {model}: there is no such folder{hint}.")
 
 
 def check_output(name: str, path: str | None, suffixes: Sequence[str]) -> None:

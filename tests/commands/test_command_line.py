@@ -1,4 +1,4 @@
-"""The one dialect of all commands: how options are written, what a typo gets, how a run ends, what is imported when."""
+"""The one dialect of all commands: how options are written, what a typo gets, how a run ends, what is imported."""
 
 import os
 import signal
