@@ -109,6 +109,12 @@ def training_card(
     return f"---\n{data_of_card.to_yaml()}\n---\n\n{body}"
 
 
+def class_names(config: MoTEConfig) -> list[str]:
+    """The training classes in the order of the logits; none if they were never set."""
+    names: Any = config.id2label
+    return [names[index] for index in sorted(names)] if config.training_classes_set else []
+
+
 def class_list(classes: Sequence[str]) -> str:
     """The training classes in a paragraph, in the order of the logits."""
     rest = len(classes) - CLASSES_LISTED
@@ -155,7 +161,7 @@ def published_card(
         license: of the weights, in place of the card's.
         base: the model that it was trained from.
     """
-    classes = [config.id2label[index] for index in sorted(config.id2label)] if config.training_classes_set else []
+    classes = class_names(config)
     fields = {
         "repo": repo,
         "measured": measured_section(results, folded_now),
@@ -231,4 +237,4 @@ def authors_section(config: MoTEConfig, protocols: set[str], converted: bool) ->
     return "\n".join([title, "", "| protocol | views | metric | % |", "|---|---|---|---|", *rows]) if rows else ""
 
 
-__all__ = ["GENERATED", "HERE", "bare_card", "hub_id", "published_card", "read_card", "training_card"]
+__all__ = ["GENERATED", "HERE", "bare_card", "class_names", "hub_id", "published_card", "read_card", "training_card"]

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils import logging as hub_logging
 
-from .cards import bare_card, published_card, read_card, training_card
+from .cards import bare_card, class_names, published_card, read_card, training_card
 from .configuration_mote import MoTEConfig
 from .feature_cache import fingerprint
 from .loading import first_sentence, load_checkpoint, read_record
@@ -189,7 +189,7 @@ def stage_checkpoint(
         model.merge_experts()
     model.save_pretrained(staged, max_shard_size=shards.upper())
     processor.save_pretrained(staged)
-    if model.config.training_classes_set:
+    if class_names(model.config):
         (staged / "labels.txt").write_text("".join(f"{name}\n" for name in class_names(model.config)), "utf-8")
     for path in [folder / name for name in RECORDS] + curves_of(folder):
         if path.is_file():
@@ -227,11 +227,6 @@ def result_of(path: Path, sha256: str) -> dict[str, Any]:
     if result["checkpoint_sha256"] != sha256:
         raise ValueError(f"{path} was measured on other weights ({result['checkpoint']}): score this checkpoint.")
     return result
-
-
-def class_names(config: MoTEConfig) -> list[str]:
-    """The training classes in the order of the logits."""
-    return [config.id2label[index] for index in sorted(config.id2label)]
 
 
 def curves_of(folder: Path) -> list[Path]:
