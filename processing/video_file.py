@@ -168,9 +168,12 @@ class VideoFile:
             if packet is None:
                 return
             self.inventory.add(packet)
-            if packet.stream.index == self.stream.index:
-                if not is_flush(packet):
-                    self.clock.mend(packet)
+            if packet.stream.index != self.stream.index:
+                continue
+            if is_flush(packet):
+                yield packet
+            elif packet.size:  # an empty sample would tell the decoder that this is the end
+                self.clock.mend(packet)
                 yield packet
 
     def frames(self, clip: Clip = WHOLE, skip: int = 0) -> Iterator[tuple[float, av.VideoFrame]]:

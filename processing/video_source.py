@@ -205,7 +205,7 @@ def _download(url: str) -> bytes:
                     _check_redirect(url, place)
                     continue
                 response.raise_for_status()
-                return _gather(url, response.iter_bytes(BLOCK))
+                return _gather(url, response.iter_bytes())  # as they come, for the limit on time
         raise VideoDecodeError(f"{url} cannot be downloaded (it leads on {MAX_REDIRECTS} times).")
     except VideoDecodeError:
         raise
@@ -223,9 +223,7 @@ def _check_redirect(url: str, place: str) -> None:
         addresses = set()
     inner = [each for each in addresses if not ipaddress.ip_address(str(each).partition("%")[0]).is_global]
     if parts.scheme not in ("http", "https") or inner:
-        raise VideoDecodeError(
-            f"{url} cannot be downloaded (it leads to {place}, which is not on the public network)."
-        )
+        raise VideoDecodeError(f"{url} cannot be downloaded (it leads to {place}, which is no public address).")
 
 
 def _fetch(url: str) -> Path | bytes:
