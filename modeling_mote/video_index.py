@@ -100,7 +100,8 @@ class Index:
             raise ValueError(f"Index {path} is no index, or a damaged one: remove it, or name another.") from error
 
 
-class Update(NamedTuple):
+@dataclass
+class Update:
     """What an update did: the index, the names that were new or changed, and those that are gone."""
 
     index: Index

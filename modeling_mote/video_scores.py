@@ -353,7 +353,8 @@ def score_all(
         return
     results = score_videos(classify, labels, [file for _, file in new], num_workers=num_workers, **options)
     for index, result in tqdm(results, total=len(new), unit="video", disable=not (show_progress and new)):
-        saved.add(*new[index], result)
+        name, file = new[index]
+        saved.add(name, file, result)
 
 
 def settings_of(

@@ -105,8 +105,9 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join(5)
             code = self.process.exitcode
-            killed = code is not None and code < 0
-            return ProcessDied(f"signal {signal.Signals(-code).name}" if killed else f"exit code {code}")
+            if code is not None and code < 0:
+                return ProcessDied(f"signal {signal.Signals(-code).name}")
+            return ProcessDied(f"exit code {code}")
 
     def stop(self) -> None:
         self.connection.close()

@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, name: str = "", documentation: str = "", **options: Any):
         description, _, epilog = documentation.partition("\n\n")
-        own = {"prog": f"mote {name}", "description": description, "epilog": epilog}
+        own: dict[str, Any] = {"prog": f"mote {name}", "description": description, "epilog": epilog}
         super().__init__(**{**own, "formatter_class": _HelpFormatter, "allow_abbrev": False} | options)
         self.complete: Callable[[list[str]], list[str]] = list  # what a command puts before the options given
 
