@@ -89,8 +89,8 @@ def score_splits(model: MoTEModel, processor: Any, clip: CLIPModel, builder: Mov
     return results
 
 
-def leave_videos(builder: MovingShapes, folder: Path) -> str:
-    """Writes the videos that the printed commands name; returns what the first one, `example.mp4`, shows."""
+def leave_videos(builder: MovingShapes, folder: Path) -> tuple[str, list[str]]:
+    """Writes the videos that the printed commands name; returns what `example.mp4` and `long.mp4` show."""
     unseen = builder.as_dataset("test_compositions")
     some = unseen.select(range(0, len(unseen), len(unseen) // 6))
     films, metadata = zip(*(decode_video(video["bytes"]) for video in some["video"]), strict=True)
@@ -102,16 +102,18 @@ def leave_videos(builder: MovingShapes, folder: Path) -> str:
         if len(count) < VIDEO_CLASSES or name in count:
             count[name] += 1
             write_whole(folder / "videos" / name / f"{count[name]}.mp4", row["video"]["bytes"])
-    return unseen.features["label"].int2str(unseen[0]["label"])
+    named = unseen.features["label"].int2str
+    return named(unseen[0]["label"]), named(some["label"][:])
 
 
-def next_commands(model: Path, labels: list[str]) -> list[str]:
+def next_commands(model: Path, shown: str, scenes: list[str]) -> list[str]:
     """What a reader may want to type now; every line works as it is printed."""
     mote, folder = Path(sysconfig.get_path("scripts"), "mote"), model.parent
     mote = mote.relative_to(Path.cwd()) if mote.is_relative_to(Path.cwd()) else mote
     return [
-        f'{mote} classify {folder / "example.mp4"} --model {model} --labels "{", ".join(labels)}"',
-        f"{mote} classify {folder / 'long.mp4'} --model {model} --window 2 --timeline {folder / 'timeline.png'}",
+        f'{mote} classify {folder / "example.mp4"} --model {model} --labels "{shown}, red bar shrinking, blue star"',
+        f"{mote} classify {folder / 'long.mp4'} --model {model} --window 2 --timeline {folder / 'timeline.png'} "
+        f'--labels "{", ".join(scenes)}"',
         f"{mote} train --data {folder / 'videos'} --model {CLIP} --output {folder.with_name('mine')}",
     ]
 
@@ -129,13 +131,13 @@ def main() -> None:
     results = score_splits(model, processor, CLIPModel.from_pretrained(CLIP).eval(), builder)
     write_whole(folder.parent / "demo.json", json.dumps(results, indent=2) + "\n")
 
-    video, shown = folder.parent / "example.mp4", leave_videos(builder, folder.parent)
+    video, (shown, scenes) = folder.parent / "example.mp4", leave_videos(builder, folder.parent)
     names = builder.class_names("test_compositions")
     print(f"\n{video} shows a {shown}; of {len(names)} labels:")
     classify = pipeline("zero-shot-video-classification", model=model, processor=processor)  # type: ignore[call-overload]
     for answer in classify(str(video), candidate_labels=names, top_k=5):
         print(f"  {answer['score']:.3f}  {answer['label']}")
-    print("\nTo try next:", *next_commands(folder, [shown, "red bar shrinking", "blue star spinning"]), sep="\n  ")
+    print("\nTo try next:", *next_commands(folder, shown, scenes), sep="\n  ")
 
 
 if __name__ == "__main__":

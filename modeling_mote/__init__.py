@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .modeling_mote import MoTEForVideoClassification, MoTEModel, MoTETemporalModel
     from .modulation_search import choose_modulation_temperature
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__ = lazy_names(
     __name__,
