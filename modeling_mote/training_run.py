@@ -6,6 +6,7 @@ that was interrupted goes on from its last checkpoint, and computes what it woul
 
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ from .processing import MoTEProcessor
 from .processing.clip_batches import ClipBatches
 from .processing.files import whole_file, whole_folder, write_whole
 from .training import SCHEDULES, BadClips, Batches, StepResult, TrainStep, freeze, parameter_groups, validate
+
+PLOT_SECONDS = 30  # at least, between two drawings of the curves
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class TrainingRun:
     ):
         self.processor, self.clips, self.validation, self.output = processor, clips, validation, output
         self.settings, self.accelerator, self.num_workers = settings, accelerator, num_workers
-        self.given_record = dict(record or {})
+        self.given_record, self.plotted = dict(record or {}), time.monotonic()
         shared = {**asdict(settings), **(common or {}), "weights to start from": _starting_weights(model)}
         shared |= {"mixed_precision": accelerator.mixed_precision, "number of processes": accelerator.num_processes}
         ema = self._prepare(model)
@@ -270,7 +273,7 @@ class TrainingRun:
         return self.measured
 
     def write_log(self, row: dict[str, Any]) -> None:
-        """Add a line to the log, the tracker and, after a validation and at the end, the plot."""
+        """Add a line to the log and the tracker; draw the plot at the end, and now and then on the way."""
         self.log.append(row)
         values = {"loss": row["loss"], **{f"lr/{name}": rate for name, rate in row["lr"].items()}}
         if "validation" in row:
@@ -279,8 +282,10 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             with open(self.output / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            if "validation" in row or self.step == self.last_step:
+            since = time.monotonic() - self.plotted  # to draw takes longer than a small epoch
+            if self.step == self.last_step or ("validation" in row and since > PLOT_SECONDS):
                 plot_curves(self.log, self.output / "curves.png")
+                self.plotted = time.monotonic()
 
     def save_checkpoint(self) -> None:
         """Write everything that the run needs to go on."""
@@ -381,8 +386,9 @@ def plot_curves(rows: list[dict[str, Any]], path: Path) -> None:
     """
     measured = [(row["step"], 100 * row["validation"]["accuracy"]) for row in rows if "validation" in row]
     panels = 3 if measured else 2
-    figure = Figure(figsize=(4.4 * panels, 3.5), layout="constrained")
-    losses, rates, *accuracy = figure.subplots(1, panels)
+    figure = Figure(figsize=(4.4 * panels, 3.5))
+    edges = {"left": 0.15 / panels, "right": 1 - 0.06 / panels, "bottom": 0.15, "top": 0.9, "wspace": 0.25}
+    losses, rates, *accuracy = figure.subplots(1, panels, gridspec_kw=edges)
     steps = [row["step"] for row in rows]
     losses.plot(steps, [row["loss"] for row in rows], linewidth=0.8)
     losses.set(title="training loss", xlabel="step")
