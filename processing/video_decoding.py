@@ -92,6 +92,7 @@ def decode_video(
         sought = _decode_by_seeking(source, sample, backend, finish)
         if sought is not None:
             return sought
+    indices: np.ndarray | None
     if callable(sample):
         indices, found = _decode_sampled(source, clip, sample, finish, strict)
     else:
@@ -358,7 +359,7 @@ def _decode_by_seeking(
     )
     wanted = _in_range(source, indices, scan.num_frames)
     try:
-        images = _SEEKERS[backend](source.rewound(), wanted, scan.num_frames)
+        images: Any = _SEEKERS[backend](source.rewound(), wanted, scan.num_frames)
     except Exception:  # whatever the library makes of a damaged file, PyAV says how far it goes
         return None
     if finish is not None:

@@ -153,7 +153,7 @@ class VideoFile:
         self.breakage: str | None = None
         self.in_doubt = False
         self._failure: Exception | None = None
-        self._clip = WHOLE
+        self._clip, self._patched = WHOLE, False
         brand = container.metadata.get("major_brand", "").strip()
         self._may_be_still = container.format.name in (*PICTURES, "gif", "apng") or brand in PICTURE_BRANDS
 
@@ -201,6 +201,7 @@ class VideoFile:
                     if self.picture is None:
                         self.picture = Picture(frame, self.stream.sample_aspect_ratio)
                     seconds = self.clock.tick(frame)
+                    self._patched = self._patched or frame.is_corrupt
                     if clip.is_over(seconds):
                         self.in_doubt = self._doubts(skip, due)
                         return
@@ -235,9 +236,10 @@ class VideoFile:
             raise VideoDecodeError(f"{self.name}: a frame cannot be turned into RGB ({reason(error)}).") from error
 
     def _doubts(self, skip: int, due: int) -> bool:
-        """Whether frames are missing, damaged or out of order after packets were skipped."""
-        missing = due != self.num_frames
-        return bool(skip) and (missing or bool(self.num_damaged or self.clock.num_late or self.breakage))
+        """Whether frames are missing, patched with earlier pictures, or out of order after packets were skipped."""
+        return skip > 0 and (
+            due != self.num_frames or self._patched or self.clock.num_late > 0 or self.breakage is not None
+        )
 
     def report(self, strict: bool = False, still: bool = False) -> None:
         """Say once what is wrong with the file that was read.
@@ -297,7 +299,8 @@ class Clock:
         # AVI says when a frame is decoded, not when it is shown: the frames take these times in their order.
         self._queue: deque[int] | None = deque() if container.format.name == "avi" else None
         self._origin = Fraction(container.start_time or 0, av.time_base)
-        self._offset, self._stamp, self._step = 0, None, 0  # in the stream's ticks
+        self._offset = self._step = 0  # in the stream's ticks
+        self._stamp: int | None = None  # of the last packet
         self._packets = -1  # the number of the last one
         self._count, self._last = 0, 0.0  # of frames
         self._stamps, self._span = 0, (0.0, 0.0)  # of packets, from which the frame rate is measured
@@ -319,11 +322,11 @@ class Clock:
                 self._restarts.append(float(self._stamp * packet.time_base - self._origin))
             elif step > 0:
                 self._step = step
-        self._stamp = stamp + self._offset
+        self._stamp = stamp = stamp + self._offset
         packet.pts = None if packet.pts is None else packet.pts + self._offset
         packet.dts = None if packet.dts is None else packet.dts + self._offset
         if self._queue is not None:
-            self._queue.append(self._stamp)
+            self._queue.append(stamp)
         if packet.dts is not None and not packet.is_discard:  # an edit list hides its frame
             # By when packets are decoded: on the average as often as frames are shown, and in order.
             seconds = self.decoded_at(packet)
@@ -510,7 +513,8 @@ def _without_unknown_side_data(frame: av.VideoFrame) -> av.VideoFrame:
     strip = [graph.add("sidedata", mode="delete", type=str(kind)) for kind in range(64) if kind not in known]
     graph.link_nodes(begin, *strip, graph.add("buffersink")).configure()
     graph.push(frame)
-    return graph.pull()
+    stripped: Any = graph.pull()
+    return stripped
 
 
 __all__ = ["MAX_PIXELS", "WHOLE", "Clip", "Clock", "Inventory", "Picture", "VideoFile", "is_flush", "open_video"]
