@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", help="the CLIP to blend with; the one named in the checkpoint by default")
     add_flag(parser, "no_modulation", "score with rho = 1")
     parser.add_argument("--merge_temperature", help="merge the experts at this temperature, not uniformly")
-    parser.add_argument("--labels", help="rephrased class names, in the benchmark's order: CSV or text")
+    parser.add_argument("--labels_file", help="rephrased class names, in the benchmark's order: CSV or text")
     add_flag(parser, "allow_empty_classes", "accept a part of a benchmark, with classes that have no clip")
 
 
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         data_dir=options.data_dir,
         list_dir=options.list_dir,
         split=options.split,
-        labels=options.labels,
+        labels=options.labels_file,
         allow_empty_classes=options.allow_empty_classes,
         alpha=options.alpha,
         clip=options.clip,

@@ -426,10 +426,10 @@ BAD_INPUT = {
     "blended before": ({"model": "BLENDED"}, "was converted with alpha 0.5, not 0.99: convert it again"),
     "a damaged record": ({"model": "BAD RECORD"}, "conversion.json is damaged"),
     "a temperature of 0": ({"merge_temperature": "0"}, "temperature must be a number other than 0"),
-    "a missing file of labels": ({"labels": "nowhere.txt"}, "Label file nowhere.txt does not exist"),
-    "too few labels": ({"labels": "TWO"}, "names 2 classes, but ucf101 has 101"),
+    "a missing file of labels": ({"labels_file": "nowhere.txt"}, "Label file nowhere.txt does not exist"),
+    "too few labels": ({"labels_file": "TWO"}, "names 2 classes, but ucf101 has 101"),
     "one file for several lists": (
-        {"protocol": "kinetics600-zero-shot", "labels": "TWO"},
+        {"protocol": "kinetics600-zero-shot", "labels_file": "TWO"},
         "has several lists of classes, which one file of labels can't rephrase",
     ),
     "no such card": ({"card": "nowhere.md"}, "--card nowhere.md: there is no such file"),
