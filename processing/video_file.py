@@ -298,7 +298,8 @@ class Clock:
         self._rate = float(rate) if rate else None
         # AVI says when a frame is decoded, not when it is shown: the frames take these times in their order.
         self._queue: deque[int] | None = deque() if container.format.name == "avi" else None
-        self._origin = Fraction(container.start_time or 0, av.time_base)
+        # Floats: fractions of every packet would take longer than reading it.
+        self._tick, self._origin = float(stream.time_base or 0), (container.start_time or 0) / av.time_base
         self._offset = self._step = 0  # in the stream's ticks
         self._stamp: int | None = None  # of the last packet
         self._packets = -1  # the number of the last one
@@ -310,7 +311,7 @@ class Clock:
     def mend(self, packet: av.Packet) -> None:
         """Let a packet's time stamps follow those before it, if the clock that they come from started again."""
         self._packets += 1
-        stamp, tick = packet.pts if packet.dts is None else packet.dts, float(packet.time_base or 0)
+        stamp, tick = packet.pts if packet.dts is None else packet.dts, self._tick
         if stamp is None or not tick or self._untimed:
             return
         if packet.pts is not None and (packet.pts - stamp) * tick > self.JUMP:
@@ -319,7 +320,7 @@ class Clock:
             step = stamp + self._offset - self._stamp
             if step * tick < -self.RESTART or (self._may_jump and step * tick > self.JUMP):
                 self._offset = self._stamp + (packet.duration or self._step or 1) - stamp
-                self._restarts.append(float(self._stamp * packet.time_base - self._origin))
+                self._restarts.append(self._stamp * tick - self._origin)
             elif step > 0:
                 self._step = step
         self._stamp = stamp = stamp + self._offset
@@ -338,26 +339,26 @@ class Clock:
         ticks = packet.dts if packet.pts is None or self._queue is not None else packet.pts
         if ticks is None or self._untimed:
             return self._packets / (self._rate or 25.0)
-        return round(max(0.0, float(ticks * packet.time_base - self._origin)), 6)
+        return round(max(0.0, ticks * self._tick - self._origin), 6)
 
     def decoded_at(self, packet: av.Packet) -> float:
         """When a packet is decoded, which is never later than when it is shown; 0 if it does not say."""
-        return float(packet.dts * packet.time_base - self._origin) if packet.dts is not None else 0.0
+        return packet.dts * self._tick - self._origin if packet.dts is not None else 0.0
 
     def tick(self, frame: av.VideoFrame) -> float:
         """When the next frame is shown, in seconds, to the microsecond."""
-        ticks, base = frame.pts, frame.time_base
+        ticks = frame.pts
         if self._queue is not None:
             # A packet without a picture leaves its time behind; only those that the decoder holds back are waited for.
             while len(self._queue) > self._stream.codec_context.reorder_depth + 1:
                 self._queue.popleft()
-            ticks, base = self._queue.popleft() if self._queue else None, self._stream.time_base
+            ticks = self._queue.popleft() if self._queue else None
         if self._untimed:
             seconds = self._count / (self._rate or 25.0)
-        elif ticks is None or not base:
+        elif ticks is None or not self._tick:
             seconds = self._last + 1 / (self._rate or 25.0) if self._count else 0.0
         else:
-            seconds = float(ticks * base - self._origin)
+            seconds = ticks * self._tick - self._origin
         self.num_late += self._count > 0 and seconds < self._last
         self._count, self._last = self._count + 1, round(max(seconds, self._last, 0.0), 6)
         return self._last
