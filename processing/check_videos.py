@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .builders import ClipListConfig
 from .reading import ProcessDied, describe_death, describe_error, read_in_processes
+from .sources import Videos
 from .video_decoding import VideoNotFoundError, decode_video
 
 # What a warning of the decoder says, and what that is called.
@@ -93,12 +94,35 @@ def check_data(config: ClipListConfig, num_frames: int = 8, num_workers: int = 1
             yield Finding("", split, name, "empty class", None, f"Split {split} has no clip of this class.")
     clips = [(split, clip) for split, listed in config.clips.items() for clip in listed]
     checks = [Check(str(config.root / clip.path), num_frames, clip.start, clip.end) for _, clip in clips]
-    for index, problem in read_in_processes(check_video, checks, num_workers):
-        if isinstance(problem, ProcessDied):
-            problem = Problem("unreadable", describe_death(problem, checks[index].file))
-        split, clip = clips[index]
+    for (split, clip), problem in zip(clips, _check_all(checks, num_workers), strict=True):
         name = config.label_set.classes[clip.label]
         yield problem and Finding(clip.path, split, name, problem.problem, problem.num_frames, problem.detail)
 
 
-__all__ = ["LEFT_OUT", "Check", "Finding", "Problem", "check_data", "check_video"]
+def check_files(videos: Videos, num_frames: int = 8, num_workers: int = 1) -> Iterator[Finding | None]:
+    """Check videos that belong to no data set, as [`check_data`] does those of one.
+
+    Args:
+        videos: See [`find_videos`].
+        num_frames: A video with fewer frames is too short.
+        num_workers: Processes.
+
+    Yields:
+        What is left out, then for each video in turn what is wrong with it, or None.
+    """
+    for path in videos.left_out:
+        yield Finding(path, "", "", "left out", None, "It has no suffix of a video.")
+    checks = [Check(file, num_frames) for file in videos.files]
+    for name, problem in zip(videos.names, _check_all(checks, num_workers), strict=True):
+        yield problem and Finding(name, "", "", problem.problem, problem.num_frames, problem.detail)
+
+
+def _check_all(checks: list[Check], num_workers: int) -> Iterator[Problem | None]:
+    """What is wrong with each video, in order, also if one kills the process that reads it."""
+    for index, problem in read_in_processes(check_video, checks, num_workers):
+        if isinstance(problem, ProcessDied):
+            problem = Problem("unreadable", describe_death(problem, checks[index].file))
+        yield problem
+
+
+__all__ = ["LEFT_OUT", "Check", "Finding", "Problem", "check_data", "check_files", "check_video"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".3gp", ".ts")
+BENCHMARKS = ("kinetics", "ucf101", "hmdb51", "moving_shapes")  # data sets known by name: keys of `builders.BUILDERS`
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")  # two letters at least: C:// is a disk
 
@@ -115,4 +116,4 @@ def walk(folder: Path) -> list[str]:
     return sorted(files)
 
 
-__all__ = ["VIDEO_SUFFIXES", "Videos", "find_videos", "is_url", "is_video_name", "some_of", "walk"]
+__all__ = ["BENCHMARKS", "VIDEO_SUFFIXES", "Videos", "find_videos", "is_url", "is_video_name", "some_of", "walk"]

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from ..processing.sources import BENCHMARKS
+
 # What people type who know other tools, or an older release of this one.
 OTHER_NAMES = {
     "checkpoint": "model",
@@ -186,6 +188,18 @@ def check_model(model: str, option: str = "model") -> None:
     if not path.exists() and (not is_hub_id or "\\" in model or Path(owner).is_dir()):
         hint = "" if "/" in model else "; a model on the Hub is named owner/name"
         raise FileNotFoundError(f"--{option} {model}: there is no such folder{hint}.")
+
+
+def check_data(data: str, option: str | None = None) -> None:
+    """Refuse a data set that is neither on the disk nor known by name.
+
+    Raises:
+        FileNotFoundError: naming the option, if it is one, and the data set.
+    """
+    if data not in BENCHMARKS and not Path(data).expanduser().exists():
+        named = f"--{option} {data}" if option else data
+        hint = suggestion(data, BENCHMARKS) or "."
+        raise FileNotFoundError(f"{named}: there is no such folder or list, and no data set of this name{hint}")
 
 
 def check_output(name: str, path: str | None, suffixes: Sequence[str]) -> None:

@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 2 examples/evaluate.py --protocol kinetics400-4x3 --model mote-vitb16 ...
 
 Data, views, prompts, alpha, score rule and metrics come from the protocol's name; what an option changes is recorded
-in the result and in its name. Prints a table; leaves in `--output`: `result.json`, `per_class.csv`, `confusion.png` and
+in the result and in its name. Prints a table; leaves in `--output`: `result.json`, `per_class.csv`, `confusion.png`,
 `bad_videos.csv`. A video that can't be read counts as wrong; the accuracy over those scored is printed beside. Scores
 are kept as they come: after an interruption, the same command goes on with what is missing.
 """

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .command_line import Parser, add_flag, add_model, check_model, number
+from .command_line import Parser, add_flag, add_model, check_data, check_model, number
 from .recipe import add_recipe
 
 SHARE, ANY = number(0, 1, float), number(0, kind=float)
@@ -79,12 +79,10 @@ def check(options: Any) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":  # what is wrong is said by the first process of a machine
         return
     check_model(options.model)
-    for name in ("data", "data_dir", "validation_data"):
+    check_data(options.data, "data")
+    for name in ("data_dir", "validation_data"):
         given = getattr(options, name)
-        is_path = given is not None and (
-            name == "data_dir" or given.lower().endswith(".csv") or given != Path(given).name
-        )
-        if is_path and not Path(given).expanduser().exists():
+        if given is not None and not Path(given).expanduser().exists():
             raise FileNotFoundError(f"--{name} {given}: there is no such file or folder.")
 
 

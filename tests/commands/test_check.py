@@ -107,8 +107,8 @@ def test_a_part_of_a_benchmark_lacks_classes_as_training_will_say(tmp_path, writ
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is no folder, no CSV file and no known data set"),
-        (["no/where.csv"], "no/where.csv does not exist"),
+        (["nowhere"], "nowhere: there is no such folder or list"),
+        (["no/where.csv"], "no/where.csv: there is no such folder or list"),
         (["ucf101"], "`data_dir` is missing"),
         (["moving_shapes"], "there are no files to check"),
         (["ucf101", "--data_dir", "nowhere"], "--data_dir nowhere: there is no such folder"),
@@ -141,3 +141,16 @@ def test_real_clips(shared, tmp_path):
     assert problems["audio_only_nasa.mp3"] == "unreadable" and problems["yoga.mp4"] == "missing"
     assert problems["trunc_avi_SoccerJuggling.avi"] == "broken off"
     assert "v_Punch_g03_c01.avi" not in problems
+
+
+def test_videos_that_belong_to_no_data_set(write_video, tmp_path, capsys):
+    (tmp_path / "flat").mkdir()
+    good, short = write_video(tmp_path / "good.mp4"), write_video(tmp_path / "flat" / "short.mp4", num_frames=3)
+    (tmp_path / "flat" / "notes.txt").write_text("none")
+    assert check(str(good)) == 0
+    assert check(str(tmp_path / "*.mp4"), str(short.parent)) == 1
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()[1:]))
+    assert [(Path(row["path"]).name, row["problem"]) for row in rows] == [
+        ("short.mp4", "too short"),
+        ("notes.txt", "left out"),
+    ]

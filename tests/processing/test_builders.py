@@ -14,8 +14,17 @@ import pytest
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from modeling_mote.processing.builders import HMDB51, UCF101, Kinetics, list_sha256, load_videos, video_builder
+from modeling_mote.processing.builders import (
+    BUILDERS,
+    HMDB51,
+    UCF101,
+    Kinetics,
+    list_sha256,
+    load_videos,
+    video_builder,
+)
 from modeling_mote.processing.label_sets import load_label_set
+from modeling_mote.processing.sources import BENCHMARKS
 
 K600_UNION = sorted({name for k in (1, 2, 3) for name in load_label_set(f"kinetics600_split{k}").classes})
 
@@ -648,3 +657,7 @@ def test_counts_of_the_official_hmdb51_lists(tmp_path, cache, clip, fold):
         clip(tmp_path / "brush_hair" / line.split()[0])
     builder = HMDB51(data_dir=str(tmp_path), list_dir=str(lists), config_name=f"split{fold}", cache_dir=cache)
     assert {split: len(clips) for split, clips in builder.config.clips.items()} == {"train": 3570, "test": 1530}
+
+
+def test_commands_know_every_data_set_by_name():
+    assert set(BENCHMARKS) == set(BUILDERS)
