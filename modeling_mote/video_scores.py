@@ -178,7 +178,7 @@ def score_windows(
     windows = smooth_windows(windows, smooth)
     if timeline is not None:
         with whole_file(timeline) as partial:
-            plot_timeline(windows, top_k=top_k).savefig(partial, format="png")
+            plot_timeline(windows).savefig(partial, format="png")
     best = [
         {"start": each["start"], "end": each["end"], "scores": dict(list(each["scores"].items())[:top_k])}
         for each in windows

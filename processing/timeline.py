@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 
 THUMBNAILS = 8  # in a timeline
-LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")  # each for ten labels
+FEWEST_DRAWN, MOST_DRAWN = 5, 12  # labels
+# Of Okabe and Ito, told apart by the colour-blind; neighbours differ in their lines too.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
+LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
+BAND, BAND_LETTERS = 1.1, 120  # where the names of the best labels stand above scores up to 1; letters that fit
 
 
 def smooth_windows(windows: Iterable[Mapping[str, Any]], seconds: float) -> list[dict[str, Any]]:
@@ -70,12 +74,13 @@ def merge_windows(windows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [segment | {"score": segment["score"] / count} for segment, count in zip(segments, counts, strict=True)]
 
 
-def plot_timeline(windows: Sequence[Mapping[str, Any]], *, top_k: int = 5) -> Any:
-    """Draw scores over time, under thumbnails of the video.
+def plot_timeline(windows: Sequence[Mapping[str, Any]], *, top_k: int | None = None) -> Any:
+    """Draw the best label and the scores over time, under thumbnails of the video.
 
     Args:
         windows: As `classify_windows` gives them, at least one; those without `thumbnail` are drawn without.
-        top_k: Labels drawn, those with the highest scores anywhere; the others would hide them.
+        top_k: Labels drawn, those that are best somewhere first; by default every one that is best somewhere, up to
+            12, and at least 5. More would hide each other.
 
     Returns:
         A `matplotlib.figure.Figure`, which shows itself in a notebook; `savefig` writes it.
@@ -85,7 +90,6 @@ def plot_timeline(windows: Sequence[Mapping[str, Any]], *, top_k: int = 5) -> An
         ImportError: Without matplotlib.
     """
     from matplotlib.figure import Figure  # only who plots needs matplotlib
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     class Timeline(Figure):
         """A figure that notebooks show without pyplot, which would keep it."""
@@ -98,43 +102,81 @@ def plot_timeline(windows: Sequence[Mapping[str, Any]], *, top_k: int = 5) -> An
     windows = list(windows)
     if not windows:
         raise ValueError("there is no window to draw: pass those that classify_windows gives")
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise ValueError(f"top_k is {top_k!r}: pass a number of labels from 1 on")
-    labels = list(windows[0]["scores"])
-    scores, spans = _scores(windows, labels), _spans(windows)
-    drawn = np.argsort(-scores.max(axis=0), kind="stable")[:top_k]
-    begin, end = windows[0]["start"], windows[-1]["end"]
-
-    names = [textwrap.fill(labels[label], 32) for label in drawn]
-    lines = sum(name.count("\n") + 1 for name in names)
-    height = max(4.5, 1 + 0.22 * lines)
+    drawn = _drawn(windows, top_k)
+    names = [textwrap.fill(label, 32) for label in drawn]
+    height = max(4.5, 1 + 0.22 * sum(name.count("\n") + 1 for name in names))
     figure = Timeline(figsize=(12, height), dpi=120, layout="constrained")
     pictured = [each for each in windows if each.get("thumbnail") is not None]
     columns = min(THUMBNAILS, len(pictured))
     grid = figure.add_gridspec(2, max(columns, 1), height_ratios=(1.2, height - 1.2))
+    begin, end = windows[0]["start"], windows[-1]["end"]
     for column in range(columns):
         shown = _nearest(pictured, begin + (column + 0.5) * (end - begin) / columns)
         strip = figure.add_subplot(grid[0, column])
         strip.imshow(shown["thumbnail"])
         strip.axis("off")
-
     axes = figure.add_subplot(grid[1, :] if columns else grid[:, :])
-    unseen = [2 * number for number in range(1, len(spans)) if spans[number - 1][1] < spans[number][0]]
-    times = np.insert(np.array(spans, float).ravel(), unseen, np.nan)  # a curve breaks where no window saw the video
-    curves = []
-    for rank, label in enumerate(drawn):
-        heights = np.insert(np.repeat(scores[:, label], 2), unseen, np.nan)
-        style = LINE_STYLES[rank // 10 % len(LINE_STYLES)]
-        curves += axes.plot(times, heights, color=f"C{rank % 10}", linestyle=style, linewidth=1.8)
-    axes.set(xlim=(begin, end), ylim=(0, 1.02), xlabel="seconds" if end < 60 else "time", ylabel="score")
-    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10] if end < 60 else [1, 2, 3, 6, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _clock_time(seconds, end)))
-    axes.grid(alpha=0.3)
-    title = f"best {len(drawn)} of {len(labels)} labels" if len(labels) > len(drawn) else None
+    curves = _draw_curves(axes, windows, drawn)
+    _draw_segments(axes, merge_windows(windows), drawn, end - begin)
+    count = len(windows[0]["scores"])
+    title = f"{len(drawn)} of {count} labels" if count > len(drawn) else None
     legend = figure.legend(curves, names, loc="outside right upper", frameon=False, title=title)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a label may cost $5
     return figure
+
+
+def _drawn(windows: Sequence[Mapping[str, Any]], top_k: int | None) -> list[str]:
+    """The labels that are best somewhere, then the others; of each, those with the highest scores first."""
+    labels = list(windows[0]["scores"])
+    scores = _scores(windows, labels)
+    wins = np.bincount(scores.argmax(axis=1), minlength=len(labels))
+    order = sorted(range(len(labels)), key=lambda label: (not wins[label], -scores[:, label].max()))
+    top_k = top_k or min(MOST_DRAWN, max(FEWEST_DRAWN, np.count_nonzero(wins)))
+    return [labels[label] for label in order[:top_k]]
+
+
+def _draw_curves(axes: Any, windows: Sequence[Mapping[str, Any]], drawn: Sequence[str]) -> list[Any]:
+    """The scores of each label over time; returns the curves."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    begin, end = windows[0]["start"], windows[-1]["end"]
+    scores, spans = _scores(windows, drawn), _spans(windows)
+    unseen = [2 * number for number in range(1, len(spans)) if spans[number - 1][1] < spans[number][0]]
+    times = np.insert(np.array(spans, float).ravel(), unseen, np.nan)  # a curve breaks where no window saw the video
+    curves = []
+    for rank in range(len(drawn)):
+        heights = np.insert(np.repeat(scores[:, rank], 2), unseen, np.nan)
+        style = LINE_STYLES[rank % len(LINE_STYLES)]
+        curves += axes.plot(times, heights, color=COLORS[rank % len(COLORS)], linestyle=style, linewidth=1.8)
+    axes.set(
+        xlim=(begin, end),
+        ylim=(0, BAND + 0.07),
+        yticks=np.linspace(0, 1, 6),
+        xlabel="seconds" if end < 60 else "time",
+        ylabel="score",
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10] if end < 60 else [1, 2, 3, 6, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _clock_time(seconds, end)))
+    axes.grid(alpha=0.3)
+    return curves
+
+
+def _draw_segments(axes: Any, segments: Sequence[Mapping[str, Any]], drawn: Sequence[str], seconds: float) -> None:
+    """A band above the curves: the best label of every stretch of time, named if there is room for its name."""
+    for each in segments:
+        length, rank = each["end"] - each["start"], drawn.index(each["label"]) if each["label"] in drawn else None
+        color = "lightgrey" if rank is None else COLORS[rank % len(COLORS)]
+        axes.barh(BAND, length, left=each["start"], height=0.1, color=color, edgecolor="white")
+        letters = int(length / seconds * BAND_LETTERS)
+        if letters >= 6:
+            name = textwrap.shorten(each["label"], letters, placeholder="…")
+            text = axes.text(
+                each["start"] + length / 2, BAND, name, ha="center", va="center", fontsize=8, color="white"
+            )
+            text.set_parse_math(False)
 
 
 def _scores(windows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Timelines of scores: moving averages, segments, pictures."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -103,6 +104,21 @@ def test_the_timeline_draws_the_labels_that_are_ever_best():
     (axes,) = figure.axes  # no thumbnails
     curve = axes.lines[0].get_xydata()
     assert curve[:4].tolist() == [[0, 0], [1, 0], [1, 0], [2, 0]] and [3, 0.6] in curve.tolist()
+
+
+def test_every_label_that_is_ever_best_is_drawn_and_named():
+    labels = [f"act {number}" for number in range(7)]
+    windows = [
+        {"start": 2.0 * n, "end": 2.0 * n + 2, "scores": {label: 0.4 + 0.3 * (label == labels[n]) for label in labels}}
+        for n in range(6)
+    ]
+    axes = plot_timeline(windows).figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == labels[:6]  # above the curves, in the order of time
+    looks = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
+    assert len(looks) == len(set(looks)) == 6
+    assert all(one[0] != other[0] and one[1] != other[1] for one, other in itertools.pairwise(looks))
+    band = [patch.get_facecolor() for patch in axes.patches]
+    assert len(set(band)) == 6
 
 
 def test_the_timeline_breaks_where_nothing_was_seen():
