@@ -480,9 +480,8 @@ def test_picture(browser, tmp_path):
     options = {"num_frames": 16, "image_size": 128, "place": (-0.1, -0.2)}
     growing = render_clip("yellow", "star", "growing", np.random.default_rng(0), **options)
     video, picture = tmp_path / "star.mp4", Path(os.environ.get("MOTE_PICTURES", tmp_path)) / "app.png"
-    video.write_bytes(encode_mp4(np.concatenate([growing, growing[::-1], growing]), fps=8))
-    command = ["--model", str(model), "--window", "2", "--stride", "0.25"]
-    server = Server(["-m", "modeling_mote", "app"], command, GRADIO_TEMP_DIR=str(tmp_path / "uploads"))
+    video.write_bytes(encode_mp4(np.concatenate([growing, growing[::-1], growing]), fps=4))
+    server = Server(["-m", "modeling_mote", "app"], ["--model", str(model)], GRADIO_TEMP_DIR=str(tmp_path / "uploads"))
     try:
         visitor = Visitor(browser, server.url, viewport={"width": 1180, "height": 800})
         labels = [f"yellow star {motion}" for motion in ("growing", "shrinking", "moving left", "spinning")]

@@ -602,7 +602,7 @@ def test_a_disk_that_fills_leaves_nothing(write, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["--clip", "ABSENT"], 1, "ABSENT can't be loaded"),
+        (["--clip", "ABSENT"], 1, "--clip ABSENT: there is no such folder"),
         (["--clip", "./ABSENT"], 1, "--clip ./ABSENT: there is no such folder"),
         (["--model", "absent.pt"], 1, "--model absent.pt: there is no such file"),
         (["--num_frames", "78"], 1, "num_frames must be between 1"),
