@@ -683,7 +683,7 @@ def test_one_process_that_fails_does_not_leave_the_other_hanging(launch, options
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"data": "nowhere.csv"}, "--data nowhere.csv: there is no such file or folder."),
+        ({"data": "nowhere.csv"}, "--data nowhere.csv: there is no such folder or list"),
         ({"batch_size": 7}, "12 training clips are fewer than one batch of 14: lower batch_size."),
     ],
     ids=["before the work", "by the library"],
@@ -716,11 +716,11 @@ BAD_INPUT = {
     ),
     "an unknown label": ({"validation_data": "UNKNOWN"}, "class 'jumping' too, which has no training clip"),
     "two classes of one name": ({"data": "TWICE"}, "'Left' and 'left' are one to the text tower"),
-    "a missing list": ({"data": "nowhere.csv"}, "--data nowhere.csv: there is no such file or folder"),
+    "a missing list": ({"data": "nowhere.csv"}, "--data nowhere.csv: there is no such folder or list"),
     "a wrong data_dir": ({"data_dir": "nowhere"}, "--data_dir nowhere: there is no such file or folder"),
     "a data_dir without the clips": ({"data_dir": "FOLDER"}, "None of the 12 clips"),
     "a class without a clip": ({"data": "CLASSES"}, "class 'right' too, which has no training clip"),
-    "an unknown benchmark": ({"data": "ucf102"}, "no known data set"),
+    "an unknown benchmark": ({"data": "ucf102"}, "no data set of this name; did you mean ucf101?"),
     "too many frames": (
         {"num_frames": 78},
         "num_frames must be between 1 and temporal_config.max_frames (77), got 78",
@@ -839,7 +839,7 @@ def test_errors_go_to_stderr_with_exit_code_1(start, options):
     out, err = process.communicate(timeout=200)
     assert process.returncode == 1 and out == ""
     assert (
-        err.splitlines()[-1].startswith("error: --data nowhere.csv: there is no such file or folder.")
+        err.splitlines()[-1].startswith("error: --data nowhere.csv: there is no such folder or list")
         and "Traceback" not in err
     )
 
