@@ -33,7 +33,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" -n 2 tests
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow tests

@@ -67,6 +67,8 @@ def failed(tests: list[str]) -> list[str]:
         "not slow",
         "-n",
         "2",
+        "--dist",
+        "loadfile",
         f"--junitxml={REPORT}",
         "-o",
         "junit_family=xunit1",
