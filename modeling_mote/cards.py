@@ -40,6 +40,7 @@ NeurIPS 2024, arXiv 2410.10589."""
 MERGED = """The experts of each temporal layer are folded into one feed-forward: the same scores, fewer weights, and
 nothing left to route."""
 CURVES = "![Loss, learning rate and validation accuracy over the steps](curves.png)"
+CURVES_BESIDE = CURVES.replace("(curves.png)", "(../curves.png)")  # where a run draws them, beside its `model/`
 NOT_MEASURED = "Nothing: no result of `mote evaluate` came with this upload."
 
 
@@ -92,7 +93,7 @@ def training_card(
         "Limits": LIMITS,
         "Training": f"From {f'`{source}`' if source else f'a checkpoint named `{start}`'}, with `mote train`"
         f"{'' if step is None else f', {step} steps'}, {num_frames} frames per clip. {measured} `training.json` has "
-        "all settings.\n\n{{ curves }}",
+        f"all settings.\n\n{CURVES_BESIDE}",
         "Classes": class_list(classes),
         "Citation": CITATION,
     }
@@ -169,6 +170,7 @@ def published_card(
         "experts": MERGED if config.temporal_config.experts_merged else "",
         "classes": class_list(classes) if classes else "",
     }
+    content = content.replace(CURVES_BESIDE, "{{ curves }}")  # a repository has them within, or not at all
     used = set(re.findall(FIELD, content))
     # Plain substitution: the card of a checkpoint is text, not a template that runs.
     content = re.sub(FIELD, lambda found: fields.get(found[1], found[0]), content).replace(HERE, repo)

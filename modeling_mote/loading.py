@@ -335,7 +335,11 @@ def _one_sentence(model: str):
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{model} does not load: its config.json holds a wrong value ({reason}).") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{model} does not load: its weights are damaged ({first_sentence(error)}); copy or download them again."
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{model} does not load: {first_sentence(error)}.") from error
 
 

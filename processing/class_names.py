@@ -2,6 +2,7 @@
 
 * **Names** of folders, of labels in CSV lists, and of label files become words: `red_star_growing` is read as
   "red star growing", `ApplyEyeMakeup` as "Apply Eye Makeup" (`to_words`). A name with a space in it is taken as it is.
+  In a label file that holds such a name, capitals separate nothing: "YoYo" there is meant (`file_words`).
   Whoever reads names tells which became what, once, and records it.
 * **Official label sets** keep the exact names that the authors of MoTE use ("YoYo").
 * **Labels** that are typed or passed to a function are texts, and taken as they are. One that looks like the name of a
@@ -48,6 +49,16 @@ def to_words(name: str) -> str:
     if name.count("-") > 1:  # red-star-growing, but push-up
         separated = separated.replace("-", " ")
     return " ".join(_BORDERS.sub(" ", separated).split()) or name
+
+
+def file_words(names: Iterable[str]) -> list[str]:
+    """The words of the names in one label file.
+
+    If any of them has a space in it, the file is written in words: "YoYo" stays, only a name with `_` is a folder's.
+    """
+    names = list(names)
+    written = any(" " in name.strip() for name in names)
+    return [name.strip() if written and "_" not in name else to_words(name) for name in names]
 
 
 def unlike_words(labels: Iterable[str]) -> dict[str, str]:
@@ -159,6 +170,7 @@ __all__ = [
     "MAX_LABEL_LETTERS",
     "check_names",
     "describe_renamed",
+    "file_words",
     "parse_labels",
     "to_words",
     "unlike_words",

@@ -154,7 +154,8 @@ class ClipListConfig(datasets.BuilderConfig):
         for split, listed in self.clips.items():
             if self.classes_are_found and (empty := self.empty_classes(listed)):
                 notes.append(f"{some_of(empty, 'class')} without a clip in split {split} of {self.title}")
-        return [*notes, describe_renamed(self.renamed)] if self.renamed else notes
+        words = self.label_set.renamed  # official sets have none: their names are the authors'
+        return [*notes, describe_renamed(words)] if words else notes
 
     @cached_property
     def renamed(self) -> dict[str, str]:

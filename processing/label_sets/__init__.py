@@ -13,7 +13,7 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-from ..class_names import check_names, to_words
+from ..class_names import check_names, file_words, to_words
 
 LABEL_SETS = ("kinetics400", "ucf101", "hmdb51", "kinetics600_split1", "kinetics600_split2", "kinetics600_split3")
 
@@ -47,28 +47,29 @@ class LabelSet:
             raise ValueError(f"Label set {self.name}: {error}.") from error
 
     @classmethod
-    def from_names(cls, name: str, raw_names: Iterable[str]) -> "LabelSet":
+    def from_names(cls, name: str, raw_names: Iterable[str], texts: Iterable[str] | None = None) -> "LabelSet":
         """Make the set of names of folders or files, which become words.
 
         Args:
             name: Name of the list.
             raw_names: The names as they are written, in order.
+            texts: What each is read as; `to_words` of it by default.
 
         Raises:
             ValueError: if two become one, and as `class_names.check_names`.
         """
         raw_names = list(raw_names)
+        texts = [to_words(raw_name) for raw_name in raw_names] if texts is None else list(texts)
         written: dict[str, str] = {}  # {class name: name}
-        for raw_name in raw_names:
-            first = written.setdefault(to_words(raw_name).casefold(), raw_name)
+        for raw_name, text in zip(raw_names, texts, strict=True):
+            first = written.setdefault(text.casefold(), raw_name)
             if first.casefold() != raw_name.casefold():
                 raise ValueError(
-                    f"Label set {name}: {first!r} and {raw_name!r} are both the class {to_words(raw_name)!r}; make "
+                    f"Label set {name}: {first!r} and {raw_name!r} are both the class {text!r}; make "
                     "them one, or give every class its own name."
                 )
-        words = {raw_name: to_words(raw_name) for raw_name in raw_names}
-        renamed = {raw_name: text for raw_name, text in words.items() if raw_name != text}
-        return cls(name, tuple(to_words(raw_name) for raw_name in raw_names), renamed)
+        renamed = {raw_name: text for raw_name, text in zip(raw_names, texts, strict=True) if raw_name != text}
+        return cls(name, tuple(texts), renamed)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -133,7 +134,7 @@ def load_label_set(name: str) -> LabelSet:
 
 
 def read_label_file(path: str | Path) -> LabelSet:
-    """Read the user's class names; those that are written as folders are become words (see `class_names`).
+    """Read the user's class names; those that are written as folders are become words (see `file_words`).
 
     Args:
         path: UTF-8 file: CSV with a header that has the column `name` (and, if wanted, `id`, counting 0, 1, 2, ...),
@@ -153,7 +154,8 @@ def read_label_file(path: str | Path) -> LabelSet:
             f"Label file {path} does not exist; give a CSV with a column `name`, or one name per line."
         )
     try:
-        return LabelSet.from_names(path.stem, _read_names(path))
+        names = _read_names(path)
+        return LabelSet.from_names(path.stem, names, file_words(names))
     except ValueError as error:
         raise ValueError(f"Label file {path}: {str(error).removeprefix(f'Label set {path.stem}: ')}") from error
 

@@ -99,7 +99,8 @@ def test_a_run_leaves_a_model_a_log_and_curves(run, tmp_path, clip_folder, capsy
         assert model.config.id2label == {0: "left", 1: "right", 2: "still"} and model.config.num_frames == 4
         record = json.loads((folder / "training.json").read_text())
         assert record["arguments"]["batch_size"] == 4 and len(record["clips_sha256"]) == 64
-        assert (folder / "README.md").read_text().startswith("---")
+        card = (folder / "README.md").read_text()
+        assert card.startswith("---") and "](../curves.png)" in card and "{{" not in card
     with Image.open(tmp_path / "run" / "curves.png") as picture:
         picture.load()
         assert picture.format == "PNG" and picture.width > picture.height > 100

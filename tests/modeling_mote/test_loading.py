@@ -174,7 +174,7 @@ def test_damaged_files(saved):
     (saved / "config.json").write_text(json.dumps(config))
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    refuse(load_model, saved, "does not load: ")
+    refuse(load_model, saved, "does not load: its weights are damaged .*; copy or download them again")
     weights.unlink()
     refuse(load_model, saved, "does not load: .*model.safetensors")
 

@@ -158,6 +158,12 @@ def test_ucf101(ucf, cache):
     assert set(train["path"]).isdisjoint(test["path"]) and all(Path(v["path"]).is_file() for v in train["video"])
 
 
+def test_official_names_are_no_warning(ucf, hmdb, cache):
+    for name, root in (("ucf101", ucf), ("hmdb51", hmdb)):
+        config = video_builder(name, cache_dir=cache, data_dir=str(root)).config
+        assert config.renamed and config.notes == []  # recorded, as `ApplyEyeMakeup`, but nobody need act
+
+
 def test_ucf101_says_where_its_names_differ(ucf, cache):
     builder = UCF101(data_dir=str(ucf), cache_dir=cache)
     assert builder.config.renamed["ApplyEyeMakeup"] == "Apply Eye Makeup"

@@ -159,3 +159,18 @@ def test_bad_label_files_get_one_sentence(tmp_path, file_name, content, message)
 def test_missing_label_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.txt does not exist"):
         read_label_file(tmp_path / "gone.txt")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (["YoYo", "Tai Chi", "brush_hair"], ("YoYo", "Tai Chi", "brush hair")),  # written in words
+        (["YoYo", "TaiChi", "brush_hair"], ("Yo Yo", "Tai Chi", "brush hair")),  # written as folders are
+    ],
+)
+def test_capitals_separate_words_only_where_no_name_has_a_space(tmp_path, written, read):
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(written))
+    label_set = read_label_file(path)
+    assert label_set.classes == read
+    assert label_set.renamed == {raw: name for raw, name in zip(written, read, strict=True) if raw != name}
