@@ -124,10 +124,13 @@ def only_run(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     Raises:
         ValueError: If another run writes to it now.
+        OSError: If it can't be made or written to.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / LOCK_NAME, f"Another run is writing to {folder}: wait for it, or choose another folder."):
+    with _locked(
+        folder, folder / LOCK_NAME, f"Another run is writing to {folder}: wait for it, or choose another folder."
+    ):
         yield
 
 
@@ -144,7 +147,7 @@ def only_writer(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     path = Path(path)
     lock = path.with_name(f".{path.name}{LOCK_NAME}")
-    with _locked(lock, f"Another run is writing to {path}: wait for it, or choose another file."):
+    with _locked(path, lock, f"Another run is writing to {path}: wait for it, or choose another file."):
         try:
             yield
         finally:
@@ -152,7 +155,11 @@ def only_writer(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(file: Path, message: str) -> Iterator[None]:
+def _locked(path: Path, file: Path, message: str) -> Iterator[None]:
+    try:
+        open(file, "ab").close()  # FileLock takes some places that can't be written to for another run's
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)

@@ -254,7 +254,14 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
             raise
         if os.environ.get("MOTE_DEBUG"):
             traceback.print_exc()
-        return report_error(str(error) or type(error).__name__)
+        return report_error(_sentence(error))
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; the system's own, such as `[Errno 17] File exists: 'runs'`, names the file first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}."
+    return str(error) or type(error).__name__
 
 
 def _expected() -> tuple[type[Exception], ...]:

@@ -80,6 +80,8 @@ def check(options: Any) -> None:
         return
     check_model(options.model)
     check_data(options.data, "data")
+    if Path(options.output).exists() and not Path(options.output).is_dir():
+        raise FileExistsError(f"--output {options.output} is a file: name a folder, which is made if it is not there.")
     for name in ("data_dir", "validation_data"):
         given = getattr(options, name)
         if given is not None and not Path(given).expanduser().exists():

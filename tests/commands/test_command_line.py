@@ -186,6 +186,14 @@ def test_an_error_is_one_line_and_a_traceback_comes_on_request(tmp_path, monkeyp
     assert run_command(*given) == 1 and "Traceback" in capsys.readouterr().err
 
 
+def test_the_system_s_errors_name_the_file_first(monkeypatch, tmp_path, capsys):
+    from modeling_mote.commands import check
+
+    monkeypatch.setattr(check, "run", lambda options: (tmp_path / "gone" / "a.txt").open())
+    assert run_command("check", ["ucf101"]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'gone' / 'a.txt'}: no such file or directory.\n"
+
+
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
     from modeling_mote.commands import check
 

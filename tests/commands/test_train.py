@@ -740,6 +740,7 @@ BAD_INPUT = {
     "a model of another kind": ({"model": "SIGLIP"}, "holds a model of type 'siglip'"),
     "fp16 without a GPU": ({"mixed_precision": "fp16"}, "fp16"),
     "a warm-up beyond the end": ({"warmup_epochs": 2}, "warmup_epochs must be in [0, epochs), got 2.0 of 2"),
+    "an output that is a file": ({"output": __file__}, "is a file: name a folder"),
     "a missing recipe": ({"config": "nowhere.yaml"}, "--config nowhere.yaml: no such file"),
     "a recipe of other options": ({"config": "RECIPE"}, "has no option learning_rate"),
     "a recipe that is none": ({"config": "PROSE"}, "must hold lines of `option: value`"),

@@ -237,6 +237,13 @@ def test_a_second_run_on_a_folder_is_refused(tmp_path):
     assert run(code, tmp_path / "runs").stdout == "in\n"
 
 
+def test_a_place_that_cannot_be_written_to_is_not_called_another_run_s(tmp_path):
+    for place in ("nowhere/x.csv", "/proc/x.csv") if sys.platform == "linux" else ("nowhere/x.csv",):
+        with pytest.raises(OSError) as raised, only_writer(tmp_path / place):
+            pass
+        assert raised.value.filename == str(tmp_path / place)  # not that of the lock
+
+
 def test_a_lock_goes_with_a_process_that_is_killed(tmp_path):
     for lock in ("only_run", "only_writer"):
         assert run(f"with {lock}(sys.argv[1]): kill()", tmp_path / lock).returncode == -signal.SIGKILL
