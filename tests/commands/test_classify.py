@@ -251,6 +251,7 @@ def test_thumbnails_of_a_long_video_are_thinned():
     assert len(set(np.diff(kept))) == 1 and len(windows) == 5000
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(model, tmp_path, write_video):
     """Peak memory of a process, for a video and one of ten times its length: its frames alone would add 106 MB."""
     # A child's peak counts from that of the process that starts it, so it is one as small as this.

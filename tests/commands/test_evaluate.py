@@ -309,6 +309,7 @@ def trained_with(checkpoint, tmp_path):
     return copy
 
 
+@pytest.mark.slow
 def test_few_shot_scores_what_was_trained_with_its_shots(run, trained_with, refused):
     given = {"protocol": "ucf101-few-shot", "model": trained_with(shots=4)}
     result, _ = run(**given)
@@ -326,6 +327,7 @@ def test_few_shot_scores_what_was_trained_with_its_shots(run, trained_with, refu
 # --------------------------------------------------------------------------------------------------------- model cards
 
 
+@pytest.mark.slow
 def test_the_card_gets_the_result_once(options, run_here, checkpoint, tmp_path):
     card = tmp_path / "README.md"
     shutil.copy(checkpoint / "README.md", card)

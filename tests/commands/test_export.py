@@ -223,6 +223,7 @@ def test_a_full_disk_leaves_nothing(checkpoint, refusal, full_disk, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_opset_that_does_not_exist(model, tmp_path):
     graph = make_graphs(part_of(model).merge_experts())["classifier"]
     program = export_program(graph, {})

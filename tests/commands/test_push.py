@@ -540,6 +540,7 @@ def loaded(published, followed, push, hub, checkpoint, other, video, tmp_path_fa
     return run_python(WITH_PACKAGE, given, tmp_path_factory.mktemp("with"), CLIP=video, **hub.environment)
 
 
+@pytest.mark.slow
 def test_every_revision_answers_as_the_folder_it_was_made_from(loaded, published):
     assert loaded["first"]["classes"] == ["MoTEModel", "MoTEForVideoClassification", "MoTEProcessor"]
     assert loaded["first"]["scores"] != loaded["second"]["scores"]

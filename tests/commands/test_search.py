@@ -72,6 +72,7 @@ def stored(index: Path) -> dict[str, torch.Tensor]:
     return dict(zip(json.loads(metadata["names"]), tensors["video_embeds"].clone(), strict=True))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_videos_that_a_text_describes(folder, shapes_model, tmp_path):
     index = tmp_path / "index.safetensors"

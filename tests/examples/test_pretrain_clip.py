@@ -112,6 +112,7 @@ def test_class_features_lie_in_a_cone(clip, tokenizer):
     assert clip.logit_scale.exp().item() == pytest.approx(100, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_script_saves_a_clip_and_repeats_itself(tmp_path):
     for run in [pretrain(tmp_path / name, "--steps", "2") for name in ("one", "two")]:
         printed, errors = run.communicate()
@@ -125,6 +126,7 @@ def test_script_saves_a_clip_and_repeats_itself(tmp_path):
     assert (FOLDER / "tokenizer.json").read_text() == (tmp_path / "one" / "tokenizer.json").read_text()
 
 
+@pytest.mark.slow
 def test_no_step_is_one_sentence(tmp_path):
     run = pretrain(tmp_path / "none", "--steps", "0")
     _, errors = run.communicate()

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 from modeling_mote.processing import MoTEVideoProcessor, augment_clip, clip_seed, train_transform
 
 

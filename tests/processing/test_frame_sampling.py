@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from modeling_mote.processing.frame_sampling import sample_indices, train_segment_bounds
 
 

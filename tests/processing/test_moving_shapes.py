@@ -5,6 +5,7 @@ import io
 import av
 import numpy as np
 import pytest
+
 from modeling_mote.processing.builders.moving_shapes import (
     COLORS,
     CUE_PLACES,

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, ZeroShotVideoClassificationPipeline
 from transformers import CLIPTokenizer
+
+from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, ZeroShotVideoClassificationPipeline
 
 
 def test_text_and_videos(processor, tmp_path, write_video):

@@ -24,6 +24,7 @@ import av
 import numpy as np
 import pytest
 import torch
+
 from modeling_mote.processing.frame_sampling import sample_indices
 from modeling_mote.processing.video_decoding import VideoDecodeError, decode_video, probe_video
 
