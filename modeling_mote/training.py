@@ -344,7 +344,7 @@ class BadClips:
 
     def __init__(self, clips: Any, max_fraction: float, known: Sequence[Sequence[Any]] = ()):
         self.clips, self.limit = clips, max_fraction * len(clips)
-        self.messages: dict[int, str] = dict(known)
+        self.messages: dict[int, str] = {index: message for index, message in known}  # noqa: C416  lists, of JSON
 
     def names(self) -> dict[str, str]:
         """{name: why it can't be read}."""

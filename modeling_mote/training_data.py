@@ -64,7 +64,8 @@ def _load_both(
     seed: int,
 ) -> tuple[Any, Any, str]:
     def load(source: str, split: str, configuration: str | None = None) -> Any:
-        folder = {} if data_dir is None or (source != data and Path(source).is_dir()) else {"data_dir": data_dir}
+        takes_folder = data_dir is not None and not (source != data and Path(source).is_dir())
+        folder: dict[str, Any] = {"data_dir": data_dir} if takes_folder else {}
         return load_videos(source, split, name=configuration, **folder)
 
     rows = load(data, train_split, name)

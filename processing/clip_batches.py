@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -53,15 +54,20 @@ class ClipBatches:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if is_worker_death(error):
+        # A process that dies while it is spoken to shows as a broken connection first.
+        if is_worker_death(error) or (isinstance(error, (ConnectionError, EOFError)) and self._dead()):
             raise ChildProcessError(self._describe(str(error))) from error
+
+    def _dead(self) -> list[int]:
+        """Indices of the clips that processes read which are no longer there."""
+        return [index for process, index in self.reading.tolist() if process != -1 and not _is_alive(process)]
 
     def _describe(self, message: str) -> str:
         found = re.search(r"\(pid(?:\(s\))? ([\d, ]+)\)", message)
         died = found[1].split(", ") if found else []
-        names = [self.clips.name(index) for process, index in self.reading.tolist() if str(process) in died]
-        what = f"while it read {names[0]}" if names else "while it read videos"
-        said = message.strip().rstrip(".").splitlines()[0]
+        indices = [index for process, index in self.reading.tolist() if str(process) in died] or self._dead()
+        what = f"while it read {self.clips.name(indices[0])}" if indices else "while it read videos"
+        said = (message.strip() or "its connection broke").rstrip(".").splitlines()[0]
         return (
             f"A reading process died {what} ({said}): the machine may be out of memory, or the file "
             "breaks the decoder. Read with fewer processes (num_workers), or take the file out."
@@ -71,6 +77,13 @@ class ClipBatches:
 def is_worker_death(error: BaseException | None) -> bool:
     """Whether an error is PyTorch's report of a reading process that died."""
     return isinstance(error, RuntimeError) and str(error).startswith(DEATH)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class _Watched(Dataset):

@@ -134,8 +134,8 @@ def _drawn(windows: Sequence[Mapping[str, Any]], top_k: int | None) -> list[str]
     scores = _scores(windows, labels)
     wins = np.bincount(scores.argmax(axis=1), minlength=len(labels))
     order = sorted(range(len(labels)), key=lambda label: (not wins[label], -scores[:, label].max()))
-    top_k = top_k or min(MOST_DRAWN, max(FEWEST_DRAWN, np.count_nonzero(wins)))
-    return [labels[label] for label in order[:top_k]]
+    shown = top_k or min(MOST_DRAWN, max(FEWEST_DRAWN, int(np.count_nonzero(wins))))
+    return [labels[label] for label in order[:shown]]
 
 
 def _draw_curves(axes: Any, windows: Sequence[Mapping[str, Any]], drawn: Sequence[str]) -> list[Any]:

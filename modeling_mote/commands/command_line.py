@@ -9,6 +9,7 @@ import argparse
 import difflib
 import importlib
 import os
+import select
 import sys
 import traceback
 import warnings
@@ -246,15 +247,29 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
         return report_error("interrupted", code=130)
-    except BrokenPipeError:  # `mote … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 1
         if not isinstance(error, _expected()):
             raise
         if os.environ.get("MOTE_DEBUG"):
             traceback.print_exc()
         return report_error(_sentence(error))
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads the output any more, as in `mote … | head`; Python must not try again when it ends."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        return False
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        poll.register(output, 0)
+        if not poll.poll(0):
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _sentence(error: Exception) -> str:

@@ -251,3 +251,14 @@ def test_a_reader_that_goes_away_is_no_error():
     said = process.stderr.read()
     process.stderr.close()
     assert process.returncode == 1 and said == ""
+
+
+def test_another_broken_connection_is_said(monkeypatch, capsys):
+    from modeling_mote.commands import check
+
+    def run(options):
+        raise BrokenPipeError("a process that reads has gone")
+
+    monkeypatch.setattr(check, "run", run)
+    assert run_command("check", ["ucf101"]) == 1
+    assert capsys.readouterr().err == "error: a process that reads has gone\n"
