@@ -109,9 +109,10 @@ def test_pages_run_elsewhere_are_read_there():
         assert page in PAGES and page in (ROOT / "tests" / name).read_text(encoding="utf-8"), page
 
 
-@pytest.mark.parametrize("snippet", PYTHON[1:])  # the first one is run below
-def test_python_snippet(snippet, folder):
-    run([sys.executable, "-c", snippet], folder)
+def test_python_snippets(folder):
+    snippets = [each.values[0] for each in PYTHON[1:]]  # the first one is run below
+    code = "for number, text in enumerate(SNIPPETS):\n    exec(compile(text, f'snippet {number}', 'exec'), {})"
+    run([sys.executable, "-c", f"SNIPPETS = {snippets!r}\n{code}"], folder)
 
 
 def test_first_snippet_prints_a_label_with_its_score(folder):

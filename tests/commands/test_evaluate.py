@@ -546,6 +546,7 @@ def test_a_process_that_dies_costs_its_clip(run, plain, tmp_path, monkeypatch):
     np.testing.assert_allclose(scores[~lost], first[~lost], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_results_of_several_checkpoints_lie_side_by_side(run, checkpoint, trained_with, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = MoTEModel.from_pretrained(checkpoint)

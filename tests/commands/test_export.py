@@ -206,6 +206,7 @@ def test_a_merged_model_without_training_classes(clip_folder, tmp_path):
     close(found["logits"], expected.logits_per_video)
 
 
+@pytest.mark.slow
 def test_a_graph_that_is_off_leaves_nothing(checkpoint, refusal, tmp_path):
     options = {"model": checkpoint, "output": tmp_path / "out", "format": "torch", "tolerance": 1e-12}
     assert re.fullmatch(

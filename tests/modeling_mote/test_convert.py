@@ -586,6 +586,7 @@ def test_the_module_runs_the_command_with_the_options_it_had(write, tmp_path):
     assert MoTEForVideoClassification.from_pretrained(tmp_path / "mote").config.num_labels == 7
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_leaves_nothing(write, tmp_path):
     path, clip, _ = write()
 

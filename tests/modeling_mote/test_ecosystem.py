@@ -234,6 +234,7 @@ def test_compiled_evaluation_is_one_graph(make_model, videos, candidates, compil
         close(forward(pixel_values_videos=videos).logits, model(videos).logits)
 
 
+@pytest.mark.slow
 def test_compiled_training_is_one_graph(classifier, videos, compiled):
     model = classifier.train()
     routed, merged = F.one_hot(torch.tensor([1, 3]), 4).float(), UNIFORM

@@ -67,6 +67,7 @@ def test_no_process_is_left_when_the_reader_is_dropped():
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_processes_end_with_a_parent_that_is_killed(tmp_path):
     (tmp_path / "run.py").write_text(
         "import multiprocessing, os, time\n"
