@@ -47,7 +47,8 @@ class ClipBatches:
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        gc.collect()  # a fork that collects an open container of PyAV waits for its threads for ever
+        if self.loader.num_workers:
+            gc.collect()  # a fork that collects an open container of PyAV waits for its threads for ever
         return iter(self.loader)
 
     def __enter__(self) -> "ClipBatches":
