@@ -79,7 +79,7 @@ def folder(tmp_path_factory, write_video) -> Path:
     MoTEProcessor(video_processor=video_processor, tokenizer=tokenizer).save_pretrained(demo / "model")
     write_colour(write_video, demo / "example.mp4", (200, 20, 20), 0)
     write_colour(write_video, demo / "long.mp4", (20, 20, 200), 0)
-    colours = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "white": (210, 210, 210)}
+    colours = {"red": (200, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "yellow": (200, 200, 20)}
     lines = ["path,label"]
     for name, colour in colours.items():
         for index in range(20):
