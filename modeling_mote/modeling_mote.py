@@ -1059,7 +1059,8 @@ class MoTEForVideoClassification(MoTEModel):
             indices = self._check_labels(labels, logits)
             smoothing = self.config.label_smoothing if self.training else 0.0
             loss = F.cross_entropy(logits, indices, label_smoothing=smoothing)
-            if routed:
+            # Without weight the merged pass would add nothing but its time.
+            if routed and (self.config.merging_loss_weight or self.config.mse_loss_weight):
                 loss = loss + self._merged_pass_loss(
                     video.frame_embeds, classes, indices, merge_mixture, interpolate_frame_positions
                 )

@@ -1,0 +1,141 @@
+"""Temporal heads that the experiments compare, and their training on cached frame features."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from worlds import Data, load_clip
+
+from modeling_mote import MoTEConfig, MoTEForVideoClassification
+from modeling_mote.training import freeze, lr_at, parameter_groups, step_generator
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A head and its losses; the defaults are MoTE's."""
+
+    title: str
+    experts: int = 4
+    layers: int = 4
+    merging_loss_weight: float = 0.5
+    mse_loss_weight: float = 0.1
+    merge_temperatures: tuple[float | str, ...] = tuple(MoTEConfig.merge_temperatures)
+    routing: str = "multinomial"  # or `random`: experts of equal odds
+    feed_forwards: str = "trained"  # or `frozen` as they were drawn, or `none`
+
+
+PLAIN = Variant("plain temporal Transformer", experts=1, merging_loss_weight=0.0, mse_loss_weight=0.0)
+CONTROL = Variant("one expert, same losses (control)", experts=1)
+MOTE = Variant("MoTE")
+ATTENTION = replace(CONTROL, title="attention alone, same losses", feed_forwards="none")
+FROZEN = replace(CONTROL, title="one expert, frozen as drawn, same losses", feed_forwards="frozen")
+EXPERTS = replace(MOTE, title="experts and routing, no further loss", merging_loss_weight=0.0, mse_loss_weight=0.0)
+# AdamW ignores the scale of a loss, not its proportions: the MSE keeps its share beside 1 + 0.5 cross-entropies.
+NO_MERGING = replace(MOTE, title="MoTE without its merging loss", merging_loss_weight=0.0, mse_loss_weight=0.1 / 1.5)
+
+
+class NoFeedForward(nn.Module):
+    """In the place of a layer's experts: adds nothing."""
+
+    def forward(self, hidden_states: torch.Tensor, mixture: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+def new_model(variant: Variant, data: Data, init_scale: float = 1.0) -> MoTEForVideoClassification:
+    """The tiny CLIP, a new head drawn from PyTorch's generator, and the training classes; all but the head frozen.
+
+    Args:
+        variant: what the head is made of.
+        data: of the training classes.
+        init_scale: factor of the standard deviation that the paper's rule draws weights with.
+    """
+    model = load_clip(
+        temporal_config={
+            "num_hidden_layers": variant.layers,
+            "num_experts": variant.experts,
+            "initializer_range": 0.02 * init_scale,
+        },
+        merging_loss_weight=variant.merging_loss_weight,
+        mse_loss_weight=variant.mse_loss_weight,
+        merge_temperatures=variant.merge_temperatures,
+    )
+    names = data.names("train")
+    model.set_training_classes(names, data.candidates(names))
+    freeze(model, image_tower=True)
+    for layer in model.temporal_model.layers:
+        if variant.feed_forwards == "none":
+            layer.mlp = NoFeedForward()
+        elif variant.feed_forwards == "frozen":
+            layer.mlp.requires_grad_(False)
+    return model
+
+
+def paired_model(variant: Variant, seed: int, data: Data, init_scale: float = 1.0) -> MoTEForVideoClassification:
+    """A head whose first weights are those of MoTE's head of the same seed, wherever it has such weights.
+
+    Drawing four experts moves the random numbers on, so that heads drawn from one seed would differ in their attention.
+    One expert is MoTE's first.
+    """
+    torch.manual_seed(seed)
+    drawn = new_model(MOTE, data, init_scale).temporal_model.state_dict()
+    model = new_model(variant, data, init_scale)
+    own = model.temporal_model.state_dict()
+    model.temporal_model.load_state_dict({name: drawn[name][: len(weight)] for name, weight in own.items()})
+    return model
+
+
+def fit(
+    model: Any,
+    clips: dict[str, torch.Tensor],
+    labels: torch.Tensor,
+    steps: int,
+    seed: int,
+    routing: str = "multinomial",
+    lr: float = 1e-3,
+    clip_lr: float = 0.0,
+    batch_size: int = 32,
+) -> Any:
+    """Trains what takes a gradient, with the authors' optimizer and schedule; the model in evaluation mode.
+
+    Args:
+        model: a new head, or one to train further.
+        clips: the model's input by its name, of n clips.
+        labels: their classes, [n].
+        steps: optimizer steps.
+        seed: of order and draws.
+        routing: `multinomial`, or `random` for experts of equal odds.
+        lr: peak learning rate of the head.
+        clip_lr: that of the image tower.
+        batch_size: clips per step.
+    """
+    optimizer = torch.optim.AdamW(parameter_groups(model, lr, clip_lr), fused=True)
+    order = torch.Generator().manual_seed(seed)
+    queue = torch.empty(0, dtype=torch.long)
+    model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(0, step, steps, epochs=1, warmup_epochs=0.05, lr=group["peak_lr"])
+        while len(queue) < batch_size:
+            queue = torch.cat([queue, torch.randperm(len(labels), generator=order)])
+        batch, queue = queue[:batch_size], queue[batch_size:]
+        draw = step_generator(seed, step)
+        mixture, merge_mixture = model.draw_mixtures(draw)
+        if routing == "random":
+            mixture = F.one_hot(torch.randint(mixture.shape[1], (len(mixture),), generator=draw), mixture.shape[1])
+        inputs = {name: tensor[batch] for name, tensor in clips.items()}
+        model(**inputs, labels=labels[batch], mixture=mixture, merge_mixture=merge_mixture).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@torch.no_grad()
+def temporal_part(model: Any, data: Data, mixture: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """What the head adds to the pooled frame features, [n, d] per split."""
+    return {
+        split: model.get_temporal_features(frames, mixture).last_hidden_state.mean(1)
+        for split, frames in data.frame_embeds.items()
+        if split != "train"
+    }
