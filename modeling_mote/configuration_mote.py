@@ -26,6 +26,8 @@ STARTS_FROM = (
     "(model type 'mote')"
 )
 
+MODULATION_SCOPES = ("list", "label")
+
 # Keys that transformers itself writes into, or accepts for, any config without declaring them as fields.
 _TRANSFORMERS_KEYS = {
     "attn_implementation",
@@ -177,6 +179,9 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
         num_frames: frames t that the model was trained with; the video processor samples as many.
         modulation_top_k: class features looked up on either side by temporal feature modulation (K in Eq. 11).
         modulation_temperature: its temperature gamma (Eq. 11).
+        modulation_scope: `"list"`, the paper's: one rho per video for the whole list of candidates; or `"label"`: one
+            per candidate, rho_c = exp(-(1 - its largest similarity to a training class) / gamma), so that a label's
+            cosine does not depend on the other labels. `modulation_top_k` has no part in it.
         merging_loss_weight: weight lambda of the merged pass' cross-entropy (Eq. 10).
         mse_loss_weight: weight eta of the mean squared error between merged video tokens and frame features (Eq. 10).
         merge_temperatures: temperatures tau that a training step draws from (Eq. 7); infinity is spelled `"inf"`,
@@ -215,6 +220,7 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
     num_frames: int = 8
     modulation_top_k: int = 5
     modulation_temperature: int | float = 0.05
+    modulation_scope: str = "list"
     merging_loss_weight: int | float = 0.5
     mse_loss_weight: int | float = 0.1
     merge_temperatures: list | tuple = (-9.6, -4.8, -2.4, -1.2, -0.6, 0.6, 1.2, 2.4, 4.8, 9.6, "inf")
@@ -296,6 +302,10 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
             raise ValueError(f"modulation_top_k must be at least 1, got {self.modulation_top_k}.")
         if not self.modulation_temperature > 0:
             raise ValueError(f"modulation_temperature must be positive, got {self.modulation_temperature}.")
+        if self.modulation_scope not in MODULATION_SCOPES:
+            raise ValueError(
+                f"modulation_scope must be one of {', '.join(MODULATION_SCOPES)}; got {self.modulation_scope!r}."
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
         self.validate_problem_type()

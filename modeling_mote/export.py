@@ -8,6 +8,8 @@ the classifier modulates and scores what the video graph gave, for one list of l
     classifier   frame_embeds, temporal_embeds [b, d],
                  class_embeds [c, d]                  ->  logits [b, c], modulation [b], video_embeds [b, d]
 
+With `config.modulation_scope` "label" modulation is [c], and the classifier's video_embeds are without it.
+
 Shapes: b videos, t frames, n texts, l tokens, c classes, d = `projection_dim`.
 """
 
@@ -185,10 +187,9 @@ class Classifier(nn.Module):
         # Modulation and the mean over frames commute: a video is its mean frame, [b, 1, d].
         frames, temporal = frame_embeds[:, None], temporal_embeds[:, None]
         classes = self.model.normalize_classes(class_embeds)
-        modulation = self.model.get_modulation(frames, classes)
-        video = self.model.modulate(frames, temporal, modulation).mean(1)
+        logits, modulation, video = self.model.score_modulated(frames, temporal, classes)
         return {
-            "logits": self.model.score(video, classes),
+            "logits": logits,
             "modulation": modulation,
             "video_embeds": F.normalize(video, dim=-1),
         }

@@ -13,6 +13,8 @@ the method does is a choice of it.
     tokens = model.modulate(frame_embeds, temporal_embeds, modulation)  # z = rho h(e + pos) + e, as e
     logits = model.score(tokens.mean(-2), classes)  # [b, c]
 
+The last three are `score_modulated` in one, which also knows modulation per label (`config.modulation_scope`).
+
 The training classes are rows of `seen_classes.weight`, their names are in `config.id2label`, and a digest of both in
 `config.training_classes_sha256` ties them together. It is checked when a checkpoint is loaded, when it is saved and
 before the first score; `set_training_classes` is the one way to change either, also to rename a class.
@@ -87,7 +89,7 @@ class MoTEOutput(_NestedOutput):
         logits_per_text: its transpose, [c, b].
         text_embeds: L2-normalised class features, [c, d].
         video_embeds: L2-normalised video features, [b, d] or [b, v, d].
-        modulation: rho, float32, [b] or [b, v].
+        modulation: rho, float32, [b] or [b, v]; per label [c].
         text_model_output, vision_model_output, temporal_model_output: the towers' own outputs.
     """
 
@@ -111,7 +113,7 @@ class MoTEVideoClassifierOutput(_NestedOutput):
         logits: exp(logit_scale) · cosine to the classes, averaged over views, [b, n] or [b, c]; of the routed pass.
         hidden_states, attentions: the image tower's, one row per frame, if asked for.
         video_embeds: L2-normalised video features, [b, d] or [b, v, d].
-        modulation: rho, float32, [b] or [b, v].
+        modulation: rho, float32, [b] or [b, v]; per label [c].
         temporal_model_output: output of the temporal Transformer (of the routed pass).
     """
 
@@ -154,6 +156,38 @@ def temporal_feature_modulation(
         similarity = candidates[near_candidates] @ seen[near_seen].transpose(-1, -2)  # [..., k candidates, k training]
         closeness = similarity.amax(-1).mean(-1)
         return torch.exp(-(1.0 - closeness) / temperature)
+
+
+def label_modulation(
+    class_embeds: torch.Tensor, training_class_embeds: torch.Tensor, temperature: float = 0.05
+) -> torch.Tensor:
+    """How much of the temporal branch each candidate class keeps: rho_c = exp(-(1 - m_c) / gamma).
+
+    m_c is the class's largest similarity to a training class. Not the paper's: neither the video nor any other
+    candidate enters, so that the cosine to a class is the same in every list.
+
+    Args:
+        class_embeds: L2-normalised candidate class features, [c, d].
+        training_class_embeds: L2-normalised training class features, [n, d].
+        temperature: gamma.
+
+    Returns:
+        rho in float32, [c].
+    """
+    with maybe_autocast(class_embeds.device.type, enabled=False):
+        closeness = (class_embeds.float() @ training_class_embeds.float().T).amax(-1).clamp(max=1.0)
+        return torch.exp(-(1.0 - closeness) / temperature)
+
+
+def _label_cosines(
+    video_embeds: torch.Tensor, temporal_embeds: torch.Tensor, class_embeds: torch.Tensor, modulation: torch.Tensor
+) -> torch.Tensor:
+    """cos(e + rho_c h, y_c) of e + h and h, [..., d], classes [c, d] and rho [c]: [..., c], without [..., c, d]."""
+    lost = 1.0 - modulation  # e + rho h = (e + h) - lost h
+    dots = video_embeds @ class_embeds.T - lost * (temporal_embeds @ class_embeds.T)
+    squares = video_embeds.square().sum(-1, keepdim=True) + lost.square() * temporal_embeds.square().sum(-1, True)
+    squares = squares - 2 * lost * (video_embeds * temporal_embeds).sum(-1, keepdim=True)
+    return dots / squares.clamp(min=1e-24).sqrt()
 
 
 class MoTEExperts(nn.Module):
@@ -601,7 +635,8 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
     ) -> torch.Tensor:
         """Temporal feature modulation rho (Eq. 11): how much of the temporal features a candidate list keeps.
 
-        It is 1 without candidates, without training classes to compare them with, and in training.
+        It is 1 without candidates, without training classes to compare them with, and in training. With
+        `config.modulation_scope` "label" every candidate has a rho of its own, see [`label_modulation`].
 
         Args:
             frame_embeds: frame features, [b, t, d] or [b, v, t, d]; only their mean over t matters.
@@ -609,17 +644,15 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             temperature: gamma; `config.modulation_temperature` by default.
 
         Returns:
-            rho, float32, [b] or [b, v].
+            rho, float32, [b] or [b, v]; per label [c].
         """
         if class_embeds is None or self.training or not self.config.training_classes_set:
             return frame_embeds.new_ones(frame_embeds.shape[:-2], dtype=torch.float32)
-        return temporal_feature_modulation(
-            frame_embeds,
-            class_embeds,
-            self._training_class_rows(),
-            self.config.modulation_top_k,
-            self.config.modulation_temperature if temperature is None else temperature,
-        )
+        rows = self._training_class_rows()
+        temperature = self.config.modulation_temperature if temperature is None else temperature
+        if self.config.modulation_scope == "label":
+            return label_modulation(class_embeds, rows, temperature)
+        return temporal_feature_modulation(frame_embeds, class_embeds, rows, self.config.modulation_top_k, temperature)
 
     @staticmethod
     def modulate(frame_embeds: torch.Tensor, temporal_embeds: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
@@ -636,20 +669,65 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         moved = modulation[..., None, None] * temporal_embeds.float()
         return moved.to(temporal_embeds.dtype) + frame_embeds
 
-    def score(self, video_embeds: torch.Tensor, class_embeds: torch.Tensor) -> torch.Tensor:
+    def score(
+        self,
+        video_embeds: torch.Tensor,
+        class_embeds: torch.Tensor,
+        temporal_embeds: torch.Tensor | None = None,
+        modulation: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """exp(logit_scale) · cosine of videos to classes, averaged over views.
 
         Args:
             video_embeds: video features, L2-normalised or not, [b, d] or [b, v, d].
             class_embeds: L2-normalised class features, [c, d].
+            temporal_embeds: for modulation per label, the temporal features h within `video_embeds` e + h, pooled
+                alike; the cosines are then those of e + rho_c h to class c.
+            modulation: rho_c, [c]; together with `temporal_embeds`.
 
         Returns:
             logits, float32, [b, c].
         """
         with maybe_autocast(video_embeds.device.type, enabled=False):
-            cosines = F.normalize(video_embeds.float(), dim=-1) @ class_embeds.float().T
+            if temporal_embeds is None or modulation is None:
+                cosines = F.normalize(video_embeds.float(), dim=-1) @ class_embeds.float().T
+            else:
+                cosines = _label_cosines(
+                    video_embeds.float(), temporal_embeds.float(), class_embeds.float(), modulation.float()
+                )
             cosines = cosines if cosines.dim() == 2 else cosines.mean(1)
             return self.logit_scale.float().exp() * cosines
+
+    @property
+    def modulates_per_label(self) -> bool:
+        """Whether candidates have a rho each: `config.modulation_scope` is "label", and there is modulation at all."""
+        return self.config.modulation_scope == "label" and self.config.training_classes_set and not self.training
+
+    def score_modulated(
+        self,
+        frame_embeds: torch.Tensor,
+        temporal_embeds: torch.Tensor,
+        class_embeds: torch.Tensor,
+        temperature: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The steps `get_modulation`, `modulate` and `score` in one, whatever `config.modulation_scope` is.
+
+        Args:
+            frame_embeds: frame features e, [b, t, d] or [b, v, t, d]; t may be 1, of their means.
+            temporal_embeds: temporal features h(e + pos), as `frame_embeds`.
+            class_embeds: L2-normalised features of the candidate classes, [c, d].
+            temperature: gamma; `config.modulation_temperature` by default.
+
+        Returns:
+            logits [b, c]; rho, [b] or [b, v], per label [c]; pooled video features, [b, d] or [b, v, d], per label
+            without modulation.
+        """
+        modulation = self.get_modulation(frame_embeds, class_embeds, temperature)
+        if self.modulates_per_label:
+            video, temporal = (frame_embeds + temporal_embeds).mean(-2), temporal_embeds.mean(-2)
+            return self.score(video, class_embeds, temporal, modulation), modulation, video
+        video = self.modulate(frame_embeds, temporal_embeds, modulation).mean(-2)
+        return self.score(video, class_embeds), modulation, video
 
     @can_return_tuple
     def get_video_features(
@@ -680,9 +758,15 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             [`MoTEVideoFeatures`]: tokens, their mean (not normalised), rho, frame features.
 
         Raises:
-            ValueError: for inputs of a wrong shape, or more frames than positions.
+            ValueError: for inputs of a wrong shape, more frames than positions, or classes where
+                `config.modulation_scope` is "label": a video then has no one feature for a list.
         """
         classes = None if class_embeds is None else self.normalize_classes(class_embeds)
+        if classes is not None and self.modulates_per_label:
+            raise ValueError(
+                "With config.modulation_scope 'label' a video has no one feature for a list of classes: leave "
+                "class_embeds out, take the scores of a forward, or set the scope to 'list'."
+            )
         return self._video_features(
             pixel_values_videos,
             classes,
@@ -712,7 +796,8 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             vision = self.get_frame_features(pixel_values_videos, interpolate_pos_encoding, **kwargs)
             frame_embeds = vision.pooler_output
         temporal: Any = self.get_temporal_features(frame_embeds, mixture, interpolate_frame_positions, **kwargs)
-        modulation = self.get_modulation(frame_embeds, classes)
+        # Per label, no candidate changes the features: their rho enters with the scores.
+        modulation = self.get_modulation(frame_embeds, None if self.modulates_per_label else classes)
         tokens = self.modulate(frame_embeds, temporal.last_hidden_state, modulation)
         return MoTEVideoFeatures(
             last_hidden_state=tokens,
@@ -724,6 +809,16 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             vision_model_output=vision,
             temporal_model_output=temporal,
         )
+
+    def _logits(
+        self, video: Any, classes: torch.Tensor, candidates: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [b, c] of `_video_features`, and rho."""
+        if candidates is None or not self.modulates_per_label:
+            return self.score(video.pooler_output, classes), video.modulation
+        modulation = self.get_modulation(video.frame_embeds, candidates)
+        temporal = video.temporal_model_output.last_hidden_state.mean(-2)
+        return self.score(video.pooler_output, classes, temporal, modulation), modulation
 
     def _check_frames(self, frame_embeds: torch.Tensor, interpolate_frame_positions: bool) -> None:
         if frame_embeds.dim() not in (3, 4) or frame_embeds.shape[-1] != self.config.projection_dim:
@@ -834,16 +929,17 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
         class_embeds = self.normalize_classes(class_embeds)
         if mixture is None and self.training and not self.config.temporal_config.experts_merged:
             mixture = self.temporal_model.draw_routing()
+        candidates = None if return_loss else class_embeds
         video: Any = self._video_features(
             pixel_values_videos,
-            None if return_loss else class_embeds,
+            candidates,
             frame_embeds,
             mixture,
             interpolate_pos_encoding,
             interpolate_frame_positions,
             **kwargs,
         )
-        logits_per_video = self.score(video.pooler_output, class_embeds)
+        logits_per_video, modulation = self._logits(video, class_embeds, candidates)
         loss = None
         if return_loss:
             if len(class_embeds) != len(logits_per_video):
@@ -858,7 +954,7 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             logits_per_text=logits_per_video.T,
             text_embeds=class_embeds,
             video_embeds=F.normalize(video.pooler_output.float(), dim=-1),
-            modulation=video.modulation,
+            modulation=modulation,
             text_model_output=text_outputs,
             vision_model_output=video.vision_model_output,
             temporal_model_output=video.temporal_model_output,
@@ -1043,17 +1139,17 @@ class MoTEForVideoClassification(MoTEModel):
             )
         if mixture is None and routed:
             mixture = self.temporal_model.draw_routing()
+        candidates = None if class_embeds is None else classes  # all the training classes give rho = 1
         video: Any = self._video_features(
             pixel_values_videos,
-            # The training classes as candidates give rho = 1 whatever the video.
-            None if class_embeds is None else classes,
+            candidates,
             frame_embeds,
             mixture,
             interpolate_pos_encoding,
             interpolate_frame_positions,
             **kwargs,
         )
-        logits = self.score(video.pooler_output, classes)
+        logits, modulation = self._logits(video, classes, candidates)
         loss = None
         if labels is not None:
             indices = self._check_labels(labels, logits)
@@ -1070,7 +1166,7 @@ class MoTEForVideoClassification(MoTEModel):
             hidden_states=video.hidden_states,
             attentions=video.attentions,
             video_embeds=F.normalize(video.pooler_output.float(), dim=-1),
-            modulation=video.modulation,
+            modulation=modulation,
             temporal_model_output=video.temporal_model_output,
         )
 

@@ -48,9 +48,8 @@ def choose_modulation_temperature(
     temporal_embeds = model.get_temporal_features(frame_embeds).last_hidden_state
     losses = {}
     for temperature in temperatures:
-        modulation = model.get_modulation(frame_embeds, classes, temperature)
-        videos = model.modulate(frame_embeds, temporal_embeds, modulation).mean(-2)
-        losses[temperature] = F.cross_entropy(model.score(videos, classes), labels.to(classes.device)).item()
+        logits, *_ = model.score_modulated(frame_embeds, temporal_embeds, classes, temperature)
+        losses[temperature] = F.cross_entropy(logits, labels.to(classes.device)).item()
     return min(losses, key=losses.__getitem__)
 
 

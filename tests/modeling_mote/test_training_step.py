@@ -389,3 +389,15 @@ def test_autocast_trains(learner, videos, draws):
         loss = learner(videos, labels=LABELS, **draws).loss
     loss.backward()
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(plain.item(), rel=0.05)
+
+
+@pytest.mark.parametrize(("weights", "passes"), [((0.5, 0.1), 2), ((0.5, 0.0), 2), ((0.0, 0.1), 2), ((0.0, 0.0), 1)])
+def test_merged_pass_without_weight_is_not_computed(make_model, weights, passes):
+    """Its gradient was zero: experts that were not drawn still get one, as DDP and AdamW's decay need."""
+    model = make_model(merging_loss_weight=weights[0], mse_loss_weight=weights[1]).train()
+    calls = []
+    model.temporal_model.register_forward_hook(lambda *_: calls.append(1))
+    frames, mixture = torch.randn(3, 8, 64), torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+    model(frame_embeds=frames, labels=torch.tensor([0, 1, 2]), mixture=mixture).loss.backward()
+    assert len(calls) == passes
+    assert all(parameter.grad is not None for parameter in model.temporal_model.parameters())
