@@ -8,12 +8,15 @@
 * **Labels** that are typed or passed to a function are texts, and taken as they are. One that looks like the name of a
   folder is pointed out, with the words to write instead (`unlike_words`): a model trained on "red star growing" and
   asked for "red_star_growing" was right on 32.8 % of clips in place of 93.1 %.
+* **Descriptions** are texts that say what a class looks like. They are read as they are, and the answer keeps the name
+  (`parse_candidates`).
 """
 
 import csv
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 MAX_LABEL_LETTERS = 1000  # CLIP's text tower reads about 300; more would only cost time
 
@@ -105,6 +108,42 @@ def parse_labels(labels: str | Iterable[str] | None, max_letters: int | None = N
     return names
 
 
+def parse_candidates(labels: Any, max_letters: int | None = None) -> dict[str, tuple[str, ...]]:
+    """Check labels of which some may be described, and give all of them in one form.
+
+    Args:
+        labels: As `parse_labels`, or {name: description}, where a description is a text, a list of texts, or None (or
+            empty) for a name that speaks for itself.
+        max_letters: Letters that a name may have; `MAX_LABEL_LETTERS` by default.
+
+    Returns:
+        {name: texts} in order: the texts that describe the class, as they are, with single spaces; none if the prompts
+        are to be filled with the name.
+
+    Raises:
+        ValueError: as `parse_labels`, and for a description that is no text, or of which one text is empty.
+    """
+    if not isinstance(labels, Mapping):
+        return dict.fromkeys(parse_labels(labels, max_letters), ())
+    names = parse_labels(list(labels), max_letters)
+    return {name: _described(name, given) for name, given in zip(names, labels.values(), strict=True)}
+
+
+def _described(name: str, given: Any) -> tuple[str, ...]:
+    """The texts of one description."""
+    texts = [given] if isinstance(given, str) else [] if given is None else given
+    if not isinstance(texts, Sequence) or any(not isinstance(text, str) for text in texts):
+        raise ValueError(f"label {name!r} is described by {_short(given)}: pass a text, a list of texts, or None")
+    cleaned = tuple(" ".join(text.split()) for text in texts)
+    if len(cleaned) == 1 and not cleaned[0]:
+        return ()
+    if "" in cleaned:
+        raise ValueError(
+            f"text {cleaned.index('') + 1} of {len(cleaned)} that describe label {name!r} is empty: leave it out"
+        )
+    return cleaned
+
+
 def check_names(names: Sequence[str], max_letters: int | None = None) -> None:
     """Refuse names that can't be classes.
 
@@ -162,8 +201,9 @@ def _split(labels: str) -> list[str]:
     return names
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:60] + "…")
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 62 else text[:61] + "…" + text[-1]
 
 
 __all__ = [
@@ -171,6 +211,7 @@ __all__ = [
     "check_names",
     "describe_renamed",
     "file_words",
+    "parse_candidates",
     "parse_labels",
     "to_words",
     "unlike_words",

@@ -1,18 +1,17 @@
 """Class names to class features: prompt templates and the ensemble over them."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.utils import logging
 
-from .class_names import parse_labels, to_words
-
-logger = logging.get_logger(__name__)
+from .class_names import parse_candidates, to_words
 
 SAME_COSINE = 0.9999  # class features nearer than this are one class to the text tower
+CUT_NAMED = 20  # classes that the warning of texts that were cut names
 
 PROMPT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -68,38 +67,50 @@ def get_prompt_set(prompts: str | Iterable[str]) -> tuple[str, ...]:
 def encode_classes(
     model: Any,
     processor: Any,
-    names: str | Iterable[str],
+    names: Any,
     prompts: str | Iterable[str] = "mote_28",
     batch_size: int = 256,
 ) -> torch.Tensor:
-    """Turn class names into class features that differ from one another.
+    """Turn class names, or descriptions of classes, into class features that differ from one another.
 
     Args:
         model: A `CLIPModel` or one derived from it, such as `MoTEModel`.
         processor: Processor with a tokenizer, or the tokenizer itself.
-        names: Class names, see `parse_labels`. They are texts, taken as they are.
+        names: Class names, or {name: description}, see `parse_candidates`. The texts of a description are encoded as
+            they are, without a prompt template; a name without one is put into the templates.
         prompts: Name of a prompt set or templates, see `get_prompt_set`.
         batch_size: Texts encoded at a time.
 
     Returns:
-        Unit vectors as `encode_texts` gives them, float32 [c, d], on the model's device.
+        Unit vectors, float32 [c, d], on the model's device: for each class the mean over its texts of normalised text
+        features, normalised. Texts beyond the text tower's limit are cut, with one warning that names their classes.
 
         Shapes: c classes, d = `config.projection_dim`.
 
     Raises:
-        ValueError: for bad names or templates, a name of which the tokenizer knows no word, two names that the text
-            tower can't tell apart (cosine above `SAME_COSINE`), and a tokenizer that does not fit the text tower.
+        ValueError: for bad names, descriptions or templates, a name or description of which the tokenizer knows no
+            word, two classes that the text tower can't tell apart (cosine above `SAME_COSINE`), and a tokenizer that
+            does not fit the text tower.
     """
-    names, tokenizer = parse_labels(names), getattr(processor, "tokenizer", processor)
-    limit = _token_limit(model, tokenizer)
-    for name, ids in zip(names, _tokenize(tokenizer, names, limit)["input_ids"], strict=True):
-        if set(ids) <= set(tokenizer.all_special_ids):  # the unknown token is one of them
-            words = to_words(name)
-            advice = "write it in other words" if words == name else f"did you mean {words!r}?"
-            raise ValueError(f"label {name!r} holds no word that the tokenizer knows: {advice}")
-    embeds = encode_texts(model, tokenizer, names, prompts, batch_size)
-    _check_distinct(embeds, names)
+    candidates, templates = parse_candidates(names), get_prompt_set(prompts)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    _check_words(candidates, tokenizer, _token_limit(model, tokenizer))
+    texts = {name: described or _fill(templates, name) for name, described in candidates.items()}
+    embeds = _encode_means(model, tokenizer, list(texts), list(texts.values()), batch_size)
+    _check_distinct(embeds, list(candidates))
     return embeds
+
+
+def _check_words(candidates: Mapping[str, Sequence[str]], tokenizer: Any, limit: int) -> None:
+    """Refuse names and descriptions that are nothing to the tokenizer."""
+    read = [(name, text) for name, described in candidates.items() for text in described or (name,)]
+    tokens = _tokenize(tokenizer, [text for _, text in read], limit)["input_ids"]
+    for (name, text), ids in zip(read, tokens, strict=True):
+        if set(ids) <= set(tokenizer.all_special_ids):  # the unknown token is one of them
+            what = f"label {name!r}" if text == name else f"description {text!r} of label {name!r}"
+            words = to_words(text)
+            advice = "write it in other words" if words == text else f"did you mean {words!r}?"
+            raise ValueError(f"{what} holds no word that the tokenizer knows: {advice}")
 
 
 def _check_distinct(embeds: torch.Tensor, names: Sequence[str], rows: int = 1024) -> None:
@@ -115,7 +126,6 @@ def _check_distinct(embeds: torch.Tensor, names: Sequence[str], rows: int = 1024
             )
 
 
-@torch.no_grad()
 def encode_texts(
     model: Any,
     processor: Any,
@@ -144,20 +154,30 @@ def encode_texts(
         ValueError: for bad templates, and for a tokenizer that does not fit the text tower.
     """
     templates, tokenizer = get_prompt_set(prompts), getattr(processor, "tokenizer", processor)
-    filled = [template.replace("{}", text) for text in texts for template in templates]
+    return _encode_means(model, tokenizer, texts, [_fill(templates, text) for text in texts], batch_size)
+
+
+def _fill(templates: Sequence[str], text: str) -> tuple[str, ...]:
+    return tuple(template.replace("{}", text) for template in templates)
+
+
+@torch.no_grad()
+def _encode_means(
+    model: Any, tokenizer: Any, names: Sequence[str], texts: Sequence[Sequence[str]], batch_size: int
+) -> torch.Tensor:
+    """[c, d] of c names: the mean over each one's texts of normalised features, normalised."""
+    flat = [text for group in texts for text in group]
     text_model = model.text_model
     limit = _token_limit(model, tokenizer)
     modes = [(module, module.training) for module in text_model.modules()]
-    features = []
+    features, cut = [], []
     try:
         for module, _ in modes:  # not model.eval(), which would touch more than the text tower
             module.training = False
-        for start in range(0, len(filled), batch_size):
-            batch = _tokenize(tokenizer, filled[start : start + batch_size], limit, return_tensors="pt").to(
-                model.device
-            )
+        for start in range(0, len(flat), batch_size):
+            batch = _tokenize(tokenizer, flat[start : start + batch_size], limit, return_tensors="pt").to(model.device)
             _check_tokens(batch["input_ids"], batch["attention_mask"], text_model.config.eos_token_id)
-            _warn_if_cut(filled[start : start + batch_size], batch.encodings or [], limit)
+            cut += [bool(encoding.overflowing) for encoding in batch.encodings or []]  # slow tokenizers don't tell
             output = model.get_text_features(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], return_dict=True
             )
@@ -165,8 +185,9 @@ def encode_texts(
     finally:
         for module, training in modes:
             module.training = training
-    per_template = torch.cat(features).unflatten(0, (len(texts), len(templates)))  # [c, templates, d]
-    return F.normalize(per_template.mean(dim=1), dim=-1)
+    _warn_of_cut(names, texts, cut, limit)
+    means = [group.mean(dim=0) for group in torch.cat(features).split([len(group) for group in texts])]
+    return F.normalize(torch.stack(means), dim=-1)
 
 
 def _token_limit(model: Any, tokenizer: Any) -> int:
@@ -195,8 +216,20 @@ def _check_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor, eos_tok
         )
 
 
-def _warn_if_cut(texts: Sequence[str], encodings: Sequence[Any], limit: int) -> None:
-    """Name one of the texts whose encodings were cut at `limit` tokens, if any was; slow tokenizers don't tell."""
-    cut = [text for text, encoding in zip(texts, encodings, strict=False) if encoding.overflowing]
-    if cut:
-        logger.warning(f"{len(cut)} prompts exceed the text tower's {limit} tokens and are cut, such as {cut[0]!r}")
+def _warn_of_cut(names: Sequence[str], texts: Sequence[Sequence[str]], cut: Sequence[bool], limit: int) -> None:
+    """Say once whose texts were cut at `limit` tokens, if any was."""
+    marks, found = iter(cut), []
+    for name, group in zip(names, texts, strict=True):
+        if count := sum(next(marks, False) for _ in group):
+            shown = name if len(name) <= 60 else f"{name[:60]}…"
+            found.append(f"{shown!r} ({count} of {len(group)})")
+    if found:
+        more = f" and {len(found) - CUT_NAMED} more" if len(found) > CUT_NAMED else ""
+        warnings.warn(
+            f"The text tower reads {limit} tokens: longer texts are cut there, those of "
+            f"{', '.join(found[:CUT_NAMED])}{more}.",
+            stacklevel=4,
+        )
+
+
+__all__ = ["PROMPT_SETS", "SAME_COSINE", "encode_classes", "encode_texts", "get_prompt_set"]

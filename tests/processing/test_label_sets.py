@@ -145,6 +145,13 @@ def test_read_label_file(tmp_path, file_name, text):
         ("column.csv", b"id,label\n0,run\n", "column.csv: it has no column `name`"),
         ("order.csv", b"id,name\n1,run\n0,walk\n", "order.csv: the column `id` must count"),
         ("blank.csv", b"id,name\n0,run\n1,\n", "blank.csv: label 2 of 2 is empty"),
+        ("comma.csv", b"name\nyoga, outdoors\n", "comma.csv: row 1 has more cells than the header"),
+        ("quote.csv", b'name\n"yoga\nrun\n', "quote.csv: it has a quote that does not fit"),
+        ("twice.csv", b"name,description\nyoga,\nyoga,\n", "twice.csv: label 'yoga' was given twice"),
+        ("half.csv", b"name,description\nyoga,a mat\nyoga,\n", "half.csv: text 2 of 2 that describe label 'yoga' is"),
+        ("column.csv", b"name,Descriptions\nyoga,a mat\n", "call its column `Descriptions` `description`"),
+        ("ids.csv", b"id,name,description\n0,yoga,a\n1,yoga,b\n", "label 'yoga' has two ids"),
+        ("end.txt", b"name,description\nyoga,a mat\n", "give it a name that ends in .csv"),
         ("latin.txt", "café".encode("latin-1"), "latin.txt: it is not UTF-8"),
     ],
 )
@@ -159,6 +166,40 @@ def test_bad_label_files_get_one_sentence(tmp_path, file_name, content, message)
 def test_missing_label_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.txt does not exist"):
         read_label_file(tmp_path / "gone.txt")
+
+
+DESCRIBED = """name,description
+leap_over,"a gymnast runs, and leaps over a vault"
+yoga,
+archery,an arrow
+leap_over,"someone in the air
+above  a vault"
+"""
+
+
+def test_a_label_file_describes_classes(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(DESCRIBED)
+    label_set = read_label_file(path)
+    texts = ("a gymnast runs, and leaps over a vault", "someone in the air above a vault")
+    assert label_set.candidates == {"leap over": texts, "yoga": (), "archery": ("an arrow",)}
+    assert (label_set.classes, label_set.renamed) == (("leap over", "yoga", "archery"), {"leap_over": "leap over"})
+
+
+def test_a_hash_follows_the_descriptions(tmp_path):
+    path = tmp_path / "mine.csv"
+    hashes = []
+    for content in ("name\nyoga\nrun", "name,description\nyoga,\nrun,", DESCRIBED, DESCRIBED.replace("air", "sky")):
+        path.write_text(content)
+        hashes.append(read_label_file(path).sha256)
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+    assert hashes[0] == LabelSet("x", ("yoga", "run")).sha256
+
+
+def test_ids_count_classes_not_rows(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("id,name,description\n0,yoga,a mat\n0,yoga,a pose\n1,run,a track\n")
+    assert read_label_file(path).candidates == {"yoga": ("a mat", "a pose"), "run": ("a track",)}
 
 
 @pytest.mark.parametrize(

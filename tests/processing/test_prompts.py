@@ -1,12 +1,14 @@
 """Prompt sets, label lists and class features."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from modeling_mote.processing import PROMPT_SETS, encode_classes, encode_texts, get_prompt_set, parse_labels, to_words
-from modeling_mote.processing.class_names import describe_renamed, unlike_words
+from modeling_mote.processing.class_names import describe_renamed, parse_candidates, unlike_words
 
 NAMES = ["archery", "yoga", "flipping the pancake"]
 
@@ -228,10 +230,55 @@ def test_early_checkpoints_pool_at_the_highest_token(make_model, tokenizer):
     torch.testing.assert_close(encode_classes(model, tokenizer, NAMES), expected, rtol=0, atol=1e-6)
 
 
-def test_prompts_that_are_cut_are_named(make_model, tokenizer, caplog):
-    with caplog.at_level("WARNING", logger="transformers"):
-        encode_classes(make_model(), tokenizer, ["yoga " * 30])
-    assert "28 prompts exceed the text tower's 24 tokens and are cut" in caplog.text
+def test_texts_that_are_cut_are_named_once(make_model, tokenizer):
+    long = "yoga " * 30
+    names = {"archery": None, "running": ["yoga", long, long], "swimming": long + "archery", long.strip(): None}
+    with pytest.warns(UserWarning) as caught:
+        encode_classes(make_model(), tokenizer, names | {"running": ["flipping", long]}, batch_size=3)
+    (message,) = {str(each.message) for each in caught}
+    assert len(caught) == 1 and "reads 24 tokens: longer texts are cut there" in message
+    assert "those of 'running' (1 of 2), 'swimming' (1 of 1), 'yoga yoga" in message and message.endswith(
+        "(28 of 28)."
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_classes(make_model(), tokenizer, {"archery": None, "running": ["yoga", "yoga archery"]})
+
+
+def test_descriptions_are_read_as_they_are_and_averaged(make_model, tokenizer):
+    model = make_model()
+    labels = {"zumba": ["flipping the pancake", "running"], "yoga": None, "salsa": "swimming", "archery": ""}
+    embeds = encode_classes(model, tokenizer, labels)
+    texts = torch.cat([by_hand(model, tokenizer, text, ["{}"])[None] for text in ("flipping the pancake", "running")])
+    expected = [
+        F.normalize(texts.mean(0), dim=-1),
+        by_hand(model, tokenizer, "yoga", PROMPT_SETS["mote_28"]),
+        by_hand(model, tokenizer, "swimming", ["{}"]),
+        by_hand(model, tokenizer, "archery", PROMPT_SETS["mote_28"]),
+    ]
+    torch.testing.assert_close(embeds, torch.stack(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({}, "no label was given"),
+        ({"yoga": 3}, "label 'yoga' is described by 3: pass a text, a list of texts, or None"),
+        ({"yoga": ["a mat", None]}, "label 'yoga' is described by .'a mat', None.: pass a text"),
+        ({"yoga": {"a mat"}}, "label 'yoga' is described by {'a mat'}: pass a text"),
+        ({"yoga": ["a mat", " "]}, "text 2 of 2 that describe label 'yoga' is empty: leave it out"),
+        ({"yoga": "a", "Yoga ": "b"}, "labels 'yoga' and 'Yoga' are one"),
+        ({"": "a mat"}, "label 1 of 1 is empty"),
+    ],
+)
+def test_bad_descriptions_are_one_sentence(labels, message):
+    with pytest.raises(ValueError, match=message):
+        parse_candidates(labels)
+
+
+def test_candidates_have_one_form():
+    assert parse_candidates("yoga, archery") == parse_candidates({"yoga": None, "archery": []})
+    assert parse_candidates({" yoga ": " a  mat ", "run": ("a", "b")}) == {"yoga": ("a mat",), "run": ("a", "b")}
 
 
 def test_labels_that_are_one_to_the_text_tower_are_refused(make_model, tokenizer):
@@ -240,6 +287,10 @@ def test_labels_that_are_one_to_the_text_tower_are_refused(make_model, tokenizer
         encode_classes(model, tokenizer, ["yoga", "zumba"])
     with pytest.raises(ValueError, match="labels 'yoga zumba' and 'yoga salsa' are one to the text tower"):
         encode_classes(model, tokenizer, ["archery", "yoga zumba", "yoga salsa"])
+    with pytest.raises(ValueError, match="description 'salsa' of label 'yoga' holds no word"):
+        encode_classes(model, tokenizer, {"yoga": ["archery", "salsa"]})
+    with pytest.raises(ValueError, match="labels 'yoga' and 'archery' are one to the text tower"):
+        encode_classes(model, tokenizer, {"yoga": ["running"], "archery": ["running", "running"]})
     captions = encode_texts(model, tokenizer, ["yoga zumba", "yoga salsa", "yoga salsa"])  # captions may be alike
     assert torch.equal(captions[1], captions[2])
 
