@@ -194,6 +194,18 @@ def frame_features_key(model: MoTEModel, video_processor: Any, clips: Sequence[A
     )
 
 
+def video_features_key(model: MoTEModel, video_processor: Any) -> str:
+    """Key of videos' features: the model, before its experts are merged, its preprocessing and the reading code.
+
+    Args:
+        model: that computes them.
+        video_processor: its own, whose settings choose and prepare the frames.
+    """
+    towers = [getattr(model.config, f"{name}_config").to_dict() for name in ("vision", "text", "temporal")]
+    frames = [video_processor.to_dict(), video_processor.frames_per_clip(model.config)]
+    return fingerprint(model, towers, frames, reading_version())
+
+
 __all__ = [
     "class_features",
     "fingerprint",
@@ -202,4 +214,5 @@ __all__ = [
     "load_tensors",
     "reading_version",
     "save_tensors",
+    "video_features_key",
 ]

@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from .feature_cache import fingerprint, load_tensors, reading_version, save_tensors
+from .feature_cache import load_tensors, save_tensors, video_features_key
 from .loading import load_checkpoint
 from .modeling_mote import MoTEModel
 from .processing import MoTEProcessor, encode_classes, encode_texts
@@ -31,6 +30,7 @@ from .processing.files import only_writer
 from .processing.metrics.retrieval import retrieval_recall
 from .processing.reading import PixelReader, ProcessDied, Reading, describe_death, read_in_processes
 from .processing.sources import Videos, is_url
+from .video_features import embed_videos
 
 State = tuple[int, int]  # size in bytes and time of change in nanoseconds: a video whose state is known is not read
 
@@ -210,31 +210,17 @@ def _encode(
         else:
             batch[name] = torch.from_numpy(reading.pixels)
         if len(batch) == batch_size or (batch and number == len(names) - 1):
-            for done, row in zip(batch, _embed(model, processor, list(batch.values())), strict=True):
+            embeds, _ = embed_videos(model, processor.video_processor, list(batch.values()))
+            for done, row in zip(batch, embeds, strict=True):
                 index.features[done] = states[done], row
             batch = {}
         yield
 
 
-def _embed(model: MoTEModel, processor: MoTEProcessor, videos: Sequence[torch.Tensor]) -> torch.Tensor:
-    """L2-normalised features [b, d] of the pixels of b videos, [(v), t, 3, h, w] each."""
-    if len({video.shape for video in videos}) > 1:  # sampled by frames per second
-        return torch.cat([_embed(model, processor, [video]) for video in videos])
-    pixels = processor.video_processor.normalize_pixels(torch.stack(list(videos)).to(model.device))
-    views = pixels if pixels.ndim == 6 else pixels[:, None]  # [b, v, t, 3, h, w]
-    embeds = model.get_video_features(views.flatten(0, 1).to(model.dtype)).pooler_output.float()  # [b·v, d]
-    embeds = F.normalize(embeds, dim=-1).unflatten(0, views.shape[:2]).mean(1)
-    if not embeds.isfinite().all():
-        raise ValueError("The model gives features that are no numbers: its weights are damaged.")
-    return F.normalize(embeds, dim=-1).cpu()
-
-
 def _load(model: str, device: str | None) -> tuple[MoTEModel, MoTEProcessor, str]:
     """The model, its processor, and the fingerprint of what a feature depends on."""
     loaded, processor = load_checkpoint(model, device=device)
-    towers = [getattr(loaded.config, f"{name}_config").to_dict() for name in ("vision", "text", "temporal")]
-    frames = [processor.video_processor.to_dict(), processor.video_processor.frames_per_clip(loaded.config)]
-    key = fingerprint(loaded, towers, frames, reading_version())
+    key = video_features_key(loaded, processor.video_processor)
     if not loaded.config.temporal_config.experts_merged:
         loaded.merge_experts()
     return loaded, processor, key

@@ -358,7 +358,7 @@ def test_a_flipped_bit_and_a_torn_file_are_noticed(made, tmp_path, call):
 
 
 def test_an_index_of_other_reading_code_is_refused(made, call, monkeypatch):
-    monkeypatch.setattr(video_index, "reading_version", lambda: "of another release")
+    monkeypatch.setattr("modeling_mote.feature_cache.reading_version", lambda: "of another release")
     message, _ = call("query", "red bar", "--index", made / "index", code=None)
     assert "or by another release" in message
 
