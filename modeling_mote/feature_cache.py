@@ -19,6 +19,7 @@ from torch import nn
 
 from .modeling_mote import MoTEModel
 from .processing import encode_classes
+from .processing.class_names import parse_candidates
 from .processing.files import whole_file
 from .processing.prompts import get_prompt_set
 
@@ -134,7 +135,7 @@ def load_cached(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | 
 def class_features(
     model: MoTEModel,
     processor: Any,
-    names: Sequence[str],
+    names: Any,
     prompts: str | Iterable[str] = "mote_28",
     cache_dir: str | os.PathLike | None = None,
 ) -> torch.Tensor:
@@ -143,7 +144,7 @@ def class_features(
     Args:
         model: any model with CLIP's text tower.
         processor: its processor, or tokenizer.
-        names: c class names.
+        names: c class names, or {name: description}.
         prompts: a prompt set's name or templates.
         cache_dir: folder of the cache; by default `$MOTE_CACHE`, or `mote` in the Hugging Face home.
 
@@ -157,20 +158,20 @@ def class_features(
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab()
-    names = list(names)
+    candidates = parse_candidates(names)
     key = fingerprint(
         model.text_model,
         model.text_projection,
         model.config.text_config.to_dict(),
-        [vocabulary, tokenizer.model_max_length, list(get_prompt_set(prompts)), names],
+        [vocabulary, tokenizer.model_max_length, list(get_prompt_set(prompts)), list(candidates.items())],
         resources.files("modeling_mote.processing").joinpath("prompts.py").read_text(encoding="utf-8"),
     )
     path = Path(cache_dir or CACHE_DIR) / "class_features" / f"{key}.safetensors"
     cached = load_cached(path)
     if cached is not None:
         return cached[0]["class_embeds"].to(model.device)
-    features = encode_classes(model, tokenizer, names, prompts)
-    save_tensors({"class_embeds": features.cpu().contiguous()}, path, {"names": json.dumps(names)})
+    features = encode_classes(model, tokenizer, candidates, prompts)
+    save_tensors({"class_embeds": features.cpu().contiguous()}, path, {"names": json.dumps(list(candidates))})
     return features
 
 

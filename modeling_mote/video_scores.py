@@ -38,6 +38,7 @@ KEPT_THUMBNAILS = 64  # of a video at least; a timeline shows a few
 SAVE_EVERY = 30.0  # seconds between writings of the output
 
 Result = dict[str, Any]
+Labels = Sequence[str] | Mapping[str, Sequence[str]]  # names, or {name: the texts that describe it}
 
 
 class TrainingClassesPipeline(ZeroShotVideoClassificationPipeline):
@@ -67,7 +68,7 @@ def over_training_classes(classify: ZeroShotVideoClassificationPipeline) -> tupl
 
 def score_videos(
     classify: ZeroShotVideoClassificationPipeline,
-    labels: Sequence[str],
+    labels: Labels,
     files: Sequence[str],
     *,
     top_k: int = 5,
@@ -78,7 +79,7 @@ def score_videos(
 
     Args:
         classify: The pipeline.
-        labels: The candidate labels.
+        labels: The candidate labels, as the pipeline takes them.
         files: Paths and URLs.
         top_k: Best labels kept.
         batch_size: Videos in one forward.
@@ -92,7 +93,6 @@ def score_videos(
     Raises:
         ValueError: For bad labels, and a model whose scores are no numbers.
     """
-    labels = tuple(labels)
     num_frames = classify.processor.video_processor.frames_per_clip(classify.model.config)
     reader = PixelReader(classify.processor.video_processor, num_frames)
     batch: list[tuple[int, Reading]] = []
@@ -108,7 +108,7 @@ def score_videos(
 
 
 def _score(
-    classify: Any, labels: tuple[str, ...], batch: Sequence[tuple[int, Reading]], top_k: int
+    classify: Any, labels: Labels, batch: Sequence[tuple[int, Reading]], top_k: int
 ) -> Iterator[tuple[int, Result]]:
     read = [torch.from_numpy(reading.pixels) for _, reading in batch if reading.pixels is not None]
     # Videos that were sampled by frames per second differ in length.
@@ -130,7 +130,7 @@ def _score(
 
 def score_windows(
     classify: ZeroShotVideoClassificationPipeline,
-    labels: Sequence[str],
+    labels: Labels,
     file: str,
     *,
     window: float,
@@ -145,7 +145,7 @@ def score_windows(
 
     Args:
         classify: The pipeline.
-        labels: The candidate labels.
+        labels: The candidate labels, as the pipeline takes them.
         file: Path or URL.
         window: Seconds of a window.
         stride: Seconds from one window's start to the next one's.
@@ -314,7 +314,7 @@ class SavedScores:
 
 def score_all(
     classify: ZeroShotVideoClassificationPipeline,
-    labels: Sequence[str],
+    labels: Labels,
     videos: Videos,
     saved: SavedScores,
     *,
@@ -327,7 +327,7 @@ def score_all(
 
     Args:
         classify: The pipeline.
-        labels: The candidate labels.
+        labels: The candidate labels, as the pipeline takes them.
         videos: As `find_videos` lists them.
         saved: Where the results go.
         window: Seconds of a window; None to score whole videos.
@@ -338,7 +338,7 @@ def score_all(
     Raises:
         ValueError, OSError: As these two.
     """
-    classify.class_features(tuple(labels))  # bad labels are known before the work
+    classify.class_features(labels)  # bad labels are known before the work
     new = []
     for name, file in zip(videos.names, videos.files, strict=True):
         known = None if options.get("timeline") else saved.find(file)
@@ -357,19 +357,18 @@ def score_all(
         saved.add(name, file, result)
 
 
-def settings_of(
-    classify: ZeroShotVideoClassificationPipeline, labels: Sequence[str], **options: Any
-) -> dict[str, Any]:
+def settings_of(classify: ZeroShotVideoClassificationPipeline, labels: Labels, **options: Any) -> dict[str, Any]:
     """What scores depend on, for `SavedScores`.
 
     Args:
         classify: The pipeline.
-        labels: The candidate labels.
+        labels: The candidate labels, as the pipeline takes them.
         **options: Options of the scoring, which JSON can hold.
     """
     processor = classify.processor.video_processor
     model = fingerprint(classify.model, classify.model.config.to_dict(), processor.to_dict(), type(classify).__name__)
-    return {"model": model, "labels": list(labels), "reading": reading_version(), **options}
+    named = list(labels.items()) if isinstance(labels, Mapping) else list(labels)
+    return {"model": model, "labels": named, "reading": reading_version(), **options}
 
 
 def _place(file: str) -> str:

@@ -15,7 +15,7 @@ from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .class_names import parse_labels, unlike_words
+from .class_names import parse_candidates, unlike_words
 from .module_state import module_state
 from .prompts import encode_classes, get_prompt_set
 from .video_inputs import is_one_video
@@ -69,7 +69,9 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
                 [t, c, h, w], a list of frames, or a video as `datasets` decodes it. Or several: a list, a column of
                 a `datasets.Dataset`, a torch dataset, or a generator of these. `videos=` and `inputs=` are accepted
                 too.
-            candidate_labels: Names of the classes, a list or a comma-separated string, one or more.
+            candidate_labels: Names of the classes, a list or a comma-separated string, one or more. Or
+                {name: description}: a text or several that say what the class looks like, read as they are, without
+                a prompt, and averaged; None for a name that speaks for itself. Answers keep the names.
             **kwargs: `top_k`, the number of labels returned, all by default; `prompts`, a prompt set's name
                 ("mote_28") or templates with `{}`; `READING_OPTIONS` (`num_frames`, `num_clips`, …), see
                 `MoTEVideoProcessorKwargs`, by default as saved with the processor; `batch_size` and `num_workers`,
@@ -145,7 +147,8 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         forward: dict[str, Any] = {}
         postprocess: dict[str, Any] = {}
         if candidate_labels is not None:
-            forward["candidate_labels"] = postprocess["candidate_labels"] = tuple(parse_labels(candidate_labels))
+            forward["candidate_labels"] = parse_candidates(candidate_labels)
+            postprocess["candidate_labels"] = tuple(forward["candidate_labels"])
         if prompts is not None:
             forward["prompts"] = get_prompt_set(prompts)
         if top_k is not None:
@@ -166,7 +169,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         return _read(self.processor.video_processor, input_, dtype=self.dtype, **self._own_frames(), **options)
 
     def _forward(
-        self, input_tensors: dict, candidate_labels: tuple[str, ...], prompts: str | tuple[str, ...] = "mote_28"
+        self, input_tensors: dict, candidate_labels: Any, prompts: str | tuple[str, ...] = "mote_28"
     ) -> dict[str, torch.Tensor]:
         if "error" in input_tensors:  # of a worker, where it would become the text of another one
             raise input_tensors["error"]
@@ -176,51 +179,56 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         return {"logits": logits.float()}  # [b, c]
 
     def postprocess(
-        self, model_outputs: dict[str, torch.Tensor], candidate_labels: tuple[str, ...], top_k: int | None = None
+        self, model_outputs: dict[str, torch.Tensor], candidate_labels: Iterable[str], top_k: int | None = None
     ) -> list[dict[str, Any]]:
         """Turn the logits [1, c] of one video into its best labels."""
         scores, order = model_outputs["logits"][0].softmax(dim=-1).sort(descending=True, stable=True)
-        ranked = zip(scores.tolist(), order.tolist(), strict=True)
-        return [{"score": score, "label": candidate_labels[index]} for score, index in ranked][:top_k]
+        names, ranked = list(candidate_labels), zip(scores.tolist(), order.tolist(), strict=True)
+        return [{"score": score, "label": names[index]} for score, index in ranked][:top_k]
 
-    def class_features(
-        self, candidate_labels: Sequence[str], prompts: str | Sequence[str] = "mote_28"
-    ) -> torch.Tensor:
+    def class_features(self, candidate_labels: Any, prompts: str | Sequence[str] = "mote_28") -> torch.Tensor:
         """Give the features of a label list, computed at its first use and whenever the text tower has changed.
 
         Changes of any kind count: weights edited or swapped, also through `.data`, adapters switched on, off or over,
         another dtype or device, another tokenizer.
 
         Args:
-            candidate_labels: Names of the classes, see `parse_labels`.
+            candidate_labels: Names of the classes, or {name: description}, see `parse_candidates`.
             prompts: Name of a prompt set or templates.
 
         Returns:
             Unit vectors, float32 [c, d], on the model's device; c classes, d = `config.projection_dim`.
 
         Raises:
-            ValueError: for bad labels or templates.
+            ValueError: for bad labels, descriptions or templates.
         """
-        labels, templates = tuple(parse_labels(candidate_labels)), get_prompt_set(prompts)
+        candidates, templates = parse_candidates(candidate_labels), get_prompt_set(prompts)
         # The weights are read at every call, 2 % of a video's time: nothing less sees an edit through `.data`.
         state = module_state(self.model.text_model, self.model.text_projection)
         if state is None:
-            self._point_out_names(labels)
-            return encode_classes(self.model, self.tokenizer, labels, templates)
-        key = (labels, templates, state, self.tokenizer, len(self.tokenizer), self.tokenizer.model_max_length)
+            self._point_out_names(candidates)
+            return encode_classes(self.model, self.tokenizer, candidates, templates)
+        key = (
+            tuple(candidates.items()),
+            templates,
+            state,
+            self.tokenizer,
+            len(self.tokenizer),
+            self.tokenizer.model_max_length,
+        )
         features = self._class_features.get(key)
         if features is None:
-            self._point_out_names(labels)
-            features = encode_classes(self.model, self.tokenizer, labels, templates)
+            self._point_out_names(candidates)
+            features = encode_classes(self.model, self.tokenizer, candidates, templates)
         kept = [item for item in self._class_features.items() if item[0] != key]
         # Replaced, never edited: threads that share the pipeline read whole dicts.
         self._class_features = dict([*kept, (key, features)][-CACHED_LABEL_LISTS:])
         return features
 
-    def _point_out_names(self, labels: Sequence[str]) -> None:
+    def _point_out_names(self, candidates: Mapping[str, Sequence[str]]) -> None:
         """Labels are texts, and taken as they are: say which look like names of folders, but for trained classes."""
         trained = self.model.config.id2label.values() if self.model.config.training_classes_set else ()
-        names = unlike_words(label for label in labels if label not in trained)
+        names = unlike_words(label for label, texts in candidates.items() if not texts and label not in trained)
         if names:
             shown = ", ".join(f"{words!r} rather than {name!r}" for name, words in list(names.items())[:5])
             warnings.warn(f"Labels are read as they are written: did you mean {shown}?", stacklevel=3)

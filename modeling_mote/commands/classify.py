@@ -68,15 +68,18 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--timeline draws one video, and {len(options.found.files)} are named: name one file.")
 
 
-def read_labels(labels: str | None, file: str | None) -> tuple[list[str] | None, Mapping[str, str]]:
-    """The labels, None for the training classes; and {name in the file: label} of the names that became words."""
+def read_labels(labels: str | None, file: str | None) -> tuple[Any, Mapping[str, str]]:
+    """The labels, None for the training classes; and {name in the file: label} of the names that became words.
+
+    They are names, or, if the file describes any, {name: the texts that describe it}.
+    """
     from ..processing.label_sets import read_label_file
 
     if labels is not None and file is not None:
         raise ValueError("--labels and --labels_file exclude each other: pass one of them.")
     if file is not None:
         label_set = read_label_file(file)
-        return list(label_set.classes), label_set.renamed
+        return label_set.candidates if label_set.descriptions else list(label_set.classes), label_set.renamed
     return (None if labels is None else parse_labels(labels)), {}
 
 

@@ -161,7 +161,10 @@ def add_model(
 
 def add_labels(parser: argparse.ArgumentParser, text: str = "names with commas between them") -> None:
     parser.add_argument("--labels", help=text)
-    parser.add_argument("--labels_file", help="text file of one name per line, or CSV with a column `name`")
+    parser.add_argument(
+        "--labels_file",
+        help="text file of one name per line, or CSV with the columns `name` and, if wanted, `description`",
+    )
 
 
 def add_reading(parser: argparse.ArgumentParser, batch_size: int = 8, what: str = "videos") -> None:

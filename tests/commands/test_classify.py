@@ -97,6 +97,28 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 # --- whole videos -------------------------------------------------------------------------------------------------
 
 
+def test_a_label_file_describes_labels(call, model, classify, folder, tmp_path):
+    (tmp_path / "labels.csv").write_text("name,description\nfirst_one,left\nfirst_one,right\nstill,\n")
+    output, described = tmp_path / "scores.json", {"first one": ["left", "right"], "still": None}
+    given = [folder / "b.mp4", "--model", model, "--labels_file", tmp_path / "labels.csv", "--output", output]
+    code, printed, errors = call(*given)
+    assert code == 0 and "first one" in printed and "first_one → first one" in errors
+    found = json.loads(output.read_text())
+    assert found["labels"] == {"first one": ["left", "right"], "still": []}
+    expected = classify(str(folder / "b.mp4"), candidate_labels=described)
+    (video,) = found["videos"]
+    assert [row["label"] for row in video["scores"]] == [row["label"] for row in expected]
+    assert [row["score"] for row in video["scores"]] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+
+    (tmp_path / "labels.csv").write_text("name,description\nfirst_one,still right\nstill,\n")
+    assert "scored before" not in call(*given)[2]  # other texts: nothing that was kept fits
+    assert json.loads(output.read_text())["videos"][0]["scores"] != video["scores"]
+    assert "1 of 1 videos were scored before" in call(*given)[2]
+    _, _, errors = call(*given, "--window", 1, "--output", tmp_path / "windows.json")
+    windows = json.loads((tmp_path / "windows.json").read_text())["videos"][0]["windows"]
+    assert all(set(window["scores"]) == {"first one", "still"} for window in windows)
+
+
 def test_one_video(classify, model, folder, tmp_path):
     video, output = folder / "b.mp4", tmp_path / "scores.csv"
     finished = run(video, "--labels", "left, right , still", "--model", model, "--output", output, "--top_k", 2)

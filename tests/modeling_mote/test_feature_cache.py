@@ -51,7 +51,7 @@ def test_a_second_run_encodes_no_text(make_tokenizer, make_model, tmp_path, enco
 
 
 @pytest.mark.parametrize(
-    "change", ["names", "order", "prompts", "tokenizer", "length", "weights", "projection", "end"]
+    "change", ["names", "order", "description", "prompts", "tokenizer", "length", "weights", "projection", "end"]
 )
 def test_any_change_of_what_they_depend_on_misses(make_tokenizer, change, make_model, tmp_path, encoded):
     model, tokenizer = make_model(), make_tokenizer()
@@ -61,6 +61,8 @@ def test_any_change_of_what_they_depend_on_misses(make_tokenizer, change, make_m
         names = ["running", "archery"]
     elif change == "order":
         names = NAMES[::-1]
+    elif change == "description":
+        names = {NAMES[0]: "a photo", NAMES[1]: None}
     elif change == "prompts":
         prompts = PROMPTS[:1]
     elif change == "tokenizer":

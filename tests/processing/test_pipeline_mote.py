@@ -21,7 +21,7 @@ from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_mote import MoTEForVideoClassification
-from modeling_mote.processing import ZeroShotVideoClassificationPipeline, encode_classes, prompts
+from modeling_mote.processing import ZeroShotVideoClassificationPipeline, classify_windows, encode_classes, prompts
 from modeling_mote.processing.video_decoding import VideoDecodeError, decode_video
 
 TASK = "zero-shot-video-classification"
@@ -62,6 +62,28 @@ def test_scores_are_the_models(classify, clips):
     assert outputs.modulation is not None and (outputs.modulation != 1).all()  # the labels reach the video side
     expected = dict(zip(LABELS, outputs.logits_per_video[0].softmax(-1).tolist(), strict=True))
     assert {row["label"]: row["score"] for row in result} == pytest.approx(expected, abs=1e-6)
+
+
+def test_described_labels_answer_with_their_names(classify, clips):
+    described = {"vaulting": ["person running", "flipping the pancake"], "yoga": None, "sleeping": "swimming"}
+    result = classify(clips[0], candidate_labels=described)
+    inputs = classify.processor(videos=clips[0], return_tensors="pt")
+    class_embeds = encode_classes(classify.model, classify.processor, described)
+    with torch.no_grad():
+        outputs = classify.model(**inputs, class_embeds=class_embeds)
+    expected = dict(zip(described, outputs.logits_per_video[0].softmax(-1).tolist(), strict=True))
+    assert {row["label"]: row["score"] for row in result} == pytest.approx(expected, abs=1e-6)
+    (window,) = classify_windows(classify, clips[0], described, window=60)  # the same frames
+    assert window["scores"] == pytest.approx(expected, abs=1e-5)
+
+    other = classify(clips[0], candidate_labels=described | {"sleeping": "archery"})  # not the features kept before
+    assert abs(score_of(other, "sleeping") - score_of(result, "sleeping")) > 1e-4
+    undescribed = classify(clips, candidate_labels=dict.fromkeys(LABELS))
+    assert_same(undescribed, classify(clips, candidate_labels=LABELS), tolerance=0)
+
+
+def score_of(result: list, label: str) -> float:
+    return next(row["score"] for row in result if row["label"] == label)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
