@@ -5,10 +5,13 @@ import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
 from multiprocessing.connection import Connection, wait
+from types import GeneratorType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,7 +35,8 @@ def read_in_processes(
     nothing: its item's result is a `ProcessDied`, another process takes its place, and the others go on.
 
     Args:
-        function: Function of one item, that can be sent to another process, as its results can.
+        function: Function of one item, that can be sent to another process, as its results can. A generator function
+            gives several results per item, each as soon as it is there; it waits while those before it are not taken.
         items: What to call it on.
         num_workers: Processes; with 0, this one does all, and dies of what it dies of.
 
@@ -42,40 +46,113 @@ def read_in_processes(
     Raises:
         Exception: What the function raises.
     """
-    num_workers = min(num_workers, len(items))
-    if not num_workers:
-        yield from ((index, function(item)) for index, item in enumerate(items))
-        return
-    gc.collect()  # a fork that collects an open container of PyAV waits for its threads for ever
-    workers = [_Worker(function) for _ in range(num_workers)]
-    done: dict[int, Any] = {}
-    sent = given = 0
-    try:
+    with ReadingProcesses(function, min(num_workers, len(items))) as processes:
+        yield from processes.read(items)
+
+
+class ReadingProcesses:
+    """The processes of `read_in_processes`, for several lists of items one after another.
+
+    Use it as a context, or `close` it; the processes start at the first list.
+
+    Args:
+        function: See `read_in_processes`.
+        num_workers: See there.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], num_workers: int) -> None:
+        self.function, self.num_workers = function, num_workers
+        self.workers: list[_Worker] = []
+
+    def __enter__(self) -> "ReadingProcesses":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self.workers:
+            worker.stop()
+        self.workers = []
+
+    def read(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """See `read_in_processes`. One list at a time; if it is not read to its end, the processes end.
+
+        Raises:
+            Exception: What the function raises.
+        """
+        if not self.num_workers:
+            for index, item in enumerate(items):
+                yield from ((index, result) for result in _results(self.function(item)))
+            return
+        if not self.workers:
+            gc.collect()  # a fork that collects an open container of PyAV waits for its threads for ever
+            self.workers = [_Worker(self.function) for _ in range(self.num_workers)]
+        finished = False
+        try:
+            yield from self._read(items)
+            finished = True
+        finally:
+            if not finished:
+                self.close()
+
+    def _read(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        held: defaultdict[int, deque[Any]] = defaultdict(deque)  # results of items before whose turn it is
+        complete: set[int] = set()
+        sent = given = 0
         while given < len(items):
-            for worker in workers:
+            for worker in self.workers:
                 # Not too far ahead of a slow item: results are held until those before them are there.
-                if worker.index is None and sent < min(len(items), given + 4 * num_workers):
+                if worker.index is None and sent < min(len(items), given + 4 * self.num_workers):
                     worker.send(sent, items[sent])
                     sent += 1
-            waiting: list[Any] = [each for worker in workers if worker.index is not None for each in worker.signs]
-            ready = set(wait(waiting))
-            for number, worker in enumerate(workers):
-                if worker.index is None or not ready.intersection(worker.signs):
+            # An item that is not due has one result here at most; the next ones wait in its process.
+            busy = [each for each in self.workers if each.index is not None]
+            due = [each for each in busy if each.index == given or not held[each.index]]
+            signs: list[Any] = [sign for worker in due for sign in worker.signs]
+            ready = set(wait(signs))
+            for number, worker in enumerate(self.workers):
+                if worker not in due or not ready.intersection(worker.signs):
                     continue
-                index, worker.index = worker.index, None
-                done[index] = worker.receive()
-                if isinstance(done[index], ProcessDied):
+                assert worker.index is not None
+                index, (result, is_last) = worker.index, worker.receive()
+                held[index].append(result)
+                if is_last:
+                    complete.add(index)
+                    worker.index = None
+                if isinstance(result, ProcessDied):
                     worker.stop()
-                    workers[number] = _Worker(function)
-            while given in done:
-                result = done.pop(given)
-                if isinstance(result, Exception):
-                    raise result
-                yield given, result
+                    self.workers[number] = _Worker(self.function)
+            while held[given] or given in complete:
+                while held[given]:
+                    result = held[given].popleft()
+                    if isinstance(result, Exception):
+                        raise result
+                    if result is not _NOTHING:
+                        yield given, result
+                if given not in complete:
+                    break
+                del held[given]
+                complete.remove(given)
                 given += 1
-    finally:
-        for worker in workers:
-            worker.stop()
+
+
+class _Nothing(Enum):
+    """What ends the results of a generator; an enumeration's member is itself in every process."""
+
+    NOTHING = 0
+
+
+_NOTHING = _Nothing.NOTHING
+
+
+def _results(answer: Any) -> Iterator[Any]:
+    """The results of one call: its answer, or those that it generates."""
+    if isinstance(answer, GeneratorType):
+        yield from answer
+    else:
+        yield answer
 
 
 class _Worker:
@@ -98,16 +175,16 @@ class _Worker:
         with suppress(OSError):  # it died while it waited: `receive` will say so
             self.connection.send(item)
 
-    def receive(self) -> Any:
-        """The result of its item, the error that the function raised, or how the process died."""
+    def receive(self) -> tuple[Any, bool]:
+        """A result of its item, the error that the function raised, or how the process died; and if it is the last."""
         try:
             return self.connection.recv()
         except (EOFError, OSError):
             self.process.join(5)
             code = self.process.exitcode
             if code is not None and code < 0:
-                return ProcessDied(f"signal {signal.Signals(-code).name}")
-            return ProcessDied(f"exit code {code}")
+                return ProcessDied(f"signal {signal.Signals(-code).name}"), True
+            return ProcessDied(f"exit code {code}"), True
 
     def stop(self) -> None:
         self.connection.close()
@@ -123,11 +200,20 @@ def _work(function: Callable[[Any], Any], connection: Connection, others_end: Co
     with suppress(EOFError, OSError):  # the parent wants no more
         while parent.sentinel not in wait([connection, parent.sentinel]):
             item = connection.recv()
-            try:
-                answer = function(item)
-            except Exception as error:
-                answer = error
-            connection.send(answer)
+            for message in _messages(function, item):
+                connection.send(message)
+
+
+def _messages(function: Callable[[Any], Any], item: Any) -> Iterator[tuple[Any, bool]]:
+    """(result, whether it is the last) of one call; an error is a result, and the last."""
+    try:
+        answer = function(item)
+        if isinstance(answer, GeneratorType):
+            yield from ((result, False) for result in answer)
+            answer = _NOTHING
+    except Exception as error:
+        answer = error
+    yield answer, True
 
 
 class Reading(NamedTuple):
@@ -148,34 +234,62 @@ class Reading(NamedTuple):
     warning: str | None = None
 
 
+class VideoPart(NamedTuple):
+    """A video to read, or a part of it.
+
+    Attributes:
+        video: A path, a URL, bytes or a {"path", "bytes"} dict.
+        name: What messages call it.
+        start: Where the part starts, in seconds; at the video's beginning if None.
+        end: Where it ends, in seconds; at the video's end if None.
+    """
+
+    video: Any
+    name: str
+    start: float | None = None
+    end: float | None = None
+
+
 @dataclass
 class PixelReader:
-    """A file → the pixels of the frames that the model sees, not yet normalised; its errors are results.
+    """A video → the pixels of the frames that the model sees, not yet normalised; its errors are results.
 
     Attributes:
         video_processor: Decodes, samples, resizes and crops, by its own options.
         num_frames: Frames per clip, t.
+        options: Reading options that are not the processor's own, see `READING_OPTIONS`.
     """
 
     video_processor: Any
-    num_frames: int
+    num_frames: int | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, file: str) -> Reading:
-        """Read one file, whatever it holds."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", UserWarning)
+    def __call__(self, video: str | VideoPart) -> Reading:
+        """Read one video, whatever it holds."""
+        part = VideoPart(video, video) if isinstance(video, str) else video
+        with recorded_warnings() as warned:
             try:
-                options = self.video_processor.reading_options(num_frames=self.num_frames)
-                views, metadata = self.video_processor.read(file, file, options=options)
+                options = self.video_processor.reading_options(**{"num_frames": self.num_frames, **self.options})
+                views, metadata = self.video_processor.read(
+                    part.video, part.name, options=options, start=part.start, end=part.end
+                )
             except Exception as error:  # whatever escapes a decoder is this file's
-                return Reading(error=describe_error(error, file))
+                return Reading(error=describe_error(error, part.name))
         return Reading(
             pixels=(views[0] if len(views) == 1 else views).numpy(),  # tensors travel by handles, which run out
             num_frames=len(metadata.frames_indices or ()),
             seconds=metadata.duration,
-            warning="; ".join(" ".join(str(warning.message).split()) for warning in caught) or None,
+            warning=warned(),
         )
+
+
+@contextmanager
+def recorded_warnings() -> Iterator[Callable[[], str | None]]:
+    """Keep the warnings of a block from the screen; what is given tells them, on one line, or None."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        yield lambda: "; ".join(" ".join(str(warning.message).split()) for warning in caught) or None
 
 
 def describe_error(error: BaseException, file: str) -> str:
@@ -189,4 +303,14 @@ def describe_death(died: ProcessDied, file: str) -> str:
     return f"{file} can't be read: reading it kills the process ({died.reason}), of a crash or for want of memory"
 
 
-__all__ = ["PixelReader", "ProcessDied", "Reading", "describe_death", "describe_error", "read_in_processes"]
+__all__ = [
+    "PixelReader",
+    "ProcessDied",
+    "Reading",
+    "ReadingProcesses",
+    "VideoPart",
+    "describe_death",
+    "describe_error",
+    "read_in_processes",
+    "recorded_warnings",
+]

@@ -14,6 +14,7 @@ import torch
 from modeling_mote.processing.reading import (
     PixelReader,
     ProcessDied,
+    ReadingProcesses,
     describe_death,
     describe_error,
     read_in_processes,
@@ -124,3 +125,60 @@ def test_an_error_of_a_decoder_names_the_file():
     assert describe_error(IndexError("tuple\nindex"), "/videos/a.mp4") == "/videos/a.mp4 can't be read: tuple index"
     assert describe_error(ValueError("a.mp4 is odd"), "/videos/a.mp4") == "a.mp4 is odd"
     assert describe_error(KeyError(), "a.mp4") == "a.mp4 can't be read: KeyError"
+
+
+def count_to(number: int):
+    for count in range(number):
+        if (number, count) == (5, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (number, count) == (6, 2):
+            raise ValueError("six")
+        yield count
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_a_generator_gives_its_results_one_by_one_in_order(num_workers):
+    numbers = [3, 0, 1, 4, 0, 2] * 3
+    wanted = [(index, count) for index, number in enumerate(numbers) for count in range(number)]
+    assert list(read_in_processes(count_to, numbers, num_workers)) == wanted
+
+
+def test_a_generator_that_dies_keeps_what_it_gave():
+    results = list(read_in_processes(count_to, [2, 5, 1], 2))
+    assert results == [(0, 0), (0, 1), *((1, n) for n in range(3)), (1, ProcessDied("signal SIGKILL")), (2, 0)]
+    with pytest.raises(ValueError, match="six"):
+        list(read_in_processes(count_to, [2, 6, 1], 2))
+
+
+def test_a_generator_that_is_not_due_waits(tmp_path):
+    """Only one result of a later item is held; the others stay in its process until their turn."""
+
+    def large(item: str):
+        for count in range(5):
+            (tmp_path / f"{item}{count}").touch()
+            if item == "first" and count == 4:
+                while not (tmp_path / "go").exists():
+                    time.sleep(0.01)
+            yield np.zeros(1 << 20, np.uint8)  # more than a pipe holds
+
+    results = read_in_processes(large, ["first", "second"], 2)
+    given = [index for index, _ in zip((next(results)[0] for _ in range(4)), range(4), strict=True)]
+    time.sleep(0.3)
+    assert given == [0] * 4
+    assert not (tmp_path / "second2").exists()
+    (tmp_path / "go").touch()
+    assert [index for index, _ in results] == [0] + [1] * 5
+
+
+def test_the_same_processes_read_several_lists():
+    with ReadingProcesses(with_process, 2) as processes:
+        first = {process for _, process in processes.read(range(8))}
+        assert {process for _, process in processes.read(range(8))} <= first
+        next(processes.read(range(8)))  # dropped on the way: what is still to come must not come later
+        assert [index for index, _ in processes.read(range(8))] == list(range(8))
+    assert not multiprocessing.active_children()
+
+
+def with_process(_: int) -> int:
+    time.sleep(0.02)
+    return os.getpid()
