@@ -179,12 +179,18 @@ def load_pipeline(
         CheckpointError: see `load_model` and `load_processor`.
     """
     loaded, processor = load_checkpoint(model, device=device)
-    quantised = getattr(loaded.config, "quantization_config", None) is not None
-    if merge and not quantised and not loaded.config.temporal_config.experts_merged:
-        loaded.merge_experts()
+    if merge:
+        fold_experts(loaded)
     return pipeline(  # type: ignore[call-overload]
         "zero-shot-video-classification", model=loaded, processor=processor, device=loaded.device
     )
+
+
+def fold_experts(model: MoTEModel) -> None:
+    """Fold a model's experts for good, if that is still to do and its weights are not quantised."""
+    quantised = getattr(model.config, "quantization_config", None) is not None
+    if not quantised and not model.config.temporal_config.experts_merged:
+        model.merge_experts()
 
 
 def load_to_train(
@@ -359,6 +365,7 @@ __all__ = [
     "check_is_mote",
     "find_device",
     "first_sentence",
+    "fold_experts",
     "load_checkpoint",
     "load_clip",
     "load_model",

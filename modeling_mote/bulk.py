@@ -1,0 +1,316 @@
+"""Embeddings and scores of many videos: one object that Ray Data, Daft, `datasets` and plain processes can call.
+
+>>> scorer = VideoScorer("org/mote-vitb16", labels=["archery", "yoga"])
+>>> scorer({"path": ["a.mp4", "broken.mp4"]})
+{'path': [...], 'embedding': [array([...]), None], 'scores': [array([0.98, 0.02]), None], 'error': [None, '...'], ...}
+>>> ray.data.from_items([{"path": "a.mp4"}]).map_batches(scorer, batch_format="pyarrow")
+>>> dataset.map(scorer, batched=True)  # of `datasets`
+
+`bulk_run` runs it over millions of files, and `shards` is what that leaves on disk.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from .feature_cache import reading_version, video_features_key
+from .loading import fold_experts, load_pipeline
+from .processing import ZeroShotVideoClassificationPipeline
+from .processing.class_names import parse_candidates
+from .processing.prompts import get_prompt_set
+from .processing.reading import (
+    PixelReader,
+    ProcessDied,
+    Reading,
+    ReadingProcesses,
+    VideoPart,
+    describe_death,
+    read_in_processes,
+)
+from .processing.video_options import READING_OPTIONS
+from .shards import RECORD_FORMAT
+from .video_features import embed_videos
+
+RESULT_COLUMNS = ("start", "end", "embedding", "scores", "error", "warning")
+
+
+class Scored(NamedTuple):
+    """What one video, or part of one, gave.
+
+    Attributes:
+        spans: (start, end) in seconds of each of its n rows: of the video or part as it was asked for, or of windows.
+        embeds: float32 [n, d], L2-normalised; None with an error.
+        scores: float32 [n, c]; None with an error, and without labels.
+        error: Why it could not be read.
+        warning: What was wrong with it.
+    """
+
+    spans: list[tuple[float | None, float | None]]
+    embeds: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    error: str | None = None
+    warning: str | None = None
+
+
+class VideoScorer:
+    """A batch of videos in, the same rows out with their embeddings and scores.
+
+    It is small to send to another process, and loads the model there at its first call, once per process. Videos are
+    read by processes of its own, beside the model: a file that kills its reader is a row with an error. (It is read
+    twice before that is believed, since a process may be killed from outside too.)
+
+    Args:
+        model: Folder or Hub id of a MoTE.
+        labels: Candidate labels, as the pipeline takes them; without any, there are embeddings and no scores.
+        window: Seconds of a window; by default a video, or a part of one, is seen as a whole.
+        stride: Seconds from a window's start to the next one's.
+        prompts: A prompt set's name, or templates, for the labels.
+        batch_size: Videos or windows in one forward.
+        num_workers: Processes that read; with 0, this one does, and dies of a file that kills it.
+        device: See `load_model`.
+        **reading: `READING_OPTIONS` (`num_frames`, `num_clips`, …) that are not the checkpoint's own.
+
+    Raises:
+        ValueError: For options that make no sense.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        labels: Any = None,
+        *,
+        window: float | None = None,
+        stride: float = 1.0,
+        prompts: str | Sequence[str] = "mote_28",
+        batch_size: int = 8,
+        num_workers: int = 1,
+        device: str | None = None,
+        **reading: Any,
+    ) -> None:
+        if unknown := sorted(reading.keys() - set(READING_OPTIONS)):
+            raise ValueError(f"unknown argument {unknown[0]!r}: VideoScorer takes {', '.join(READING_OPTIONS)} too")
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}: pass a whole number from {least} on")
+        # A folder is the same one for a process that works elsewhere.
+        self.model = os.path.abspath(model) if os.path.isdir(model) else model
+        self.candidates = None if labels is None else parse_candidates(labels)
+        self.window, self.stride = window, stride
+        self.prompts = get_prompt_set(prompts)
+        self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
+        self.reading = {name: value for name, value in sorted(reading.items()) if value is not None}
+        self._ready: _Ready | None = None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """What the numbers in `scores` belong to, in their order."""
+        return None if self.candidates is None else list(self.candidates)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ready": None}
+
+    def __call__(self, batch: Any) -> Any:
+        """Score a batch.
+
+        Args:
+            batch: Columns: a dict of lists or arrays (as Ray, `datasets` and PyTorch give), a `pyarrow.Table`, or a
+                pandas `DataFrame`. `path` (paths and URLs), `bytes` (of files) or `video` (either of these, or
+                {"path", "bytes"}, as `datasets` has them undecoded); and, if parts of videos are meant, `start` and
+                `end` in seconds.
+
+        Returns:
+            The same kind of batch with `embedding` (float32 [d]), `scores` (float32 [c], in the order of `labels`),
+            `error` and `warning`. With an error, embedding and scores are None. A batch keeps its rows, but with
+            `window`: each becomes one row per window, with `start` and `end`.
+
+        Raises:
+            ValueError: If there is no column to read from, and for bad labels and options.
+            CheckpointError: If the model can't be used (a ValueError too).
+        """
+        columns = _columns(batch)
+        results = [result for _, result in self.score(_parts(columns, self.window is not None))]
+        rows, scored = _rows(results, self.window is not None)
+        if isinstance(batch, pa.Table):
+            return _with_columns(batch.take(rows), scored, self.ready.dim)
+        if hasattr(batch, "iloc"):
+            return batch.iloc[rows].reset_index(drop=True).assign(**scored)
+        return {name: [values[row] for row in rows] for name, values in columns.items()} | scored
+
+    @property
+    def ready(self) -> "_Ready":
+        """The model and the reading processes; made when they are first asked for."""
+        if self._ready is None:
+            if self.num_workers and multiprocessing.current_process().daemon:
+                raise ValueError(
+                    "A daemonic process, as those of multiprocessing.Pool are, can't start the processes that read: "
+                    "use concurrent.futures.ProcessPoolExecutor, or num_workers=0."
+                )
+            self._ready = _Ready(self)
+        return self._ready
+
+    def record(self) -> dict[str, Any]:
+        """What made the rows, for `shards.write_record`."""
+        from . import __version__
+
+        described = {name: texts for name, texts in (self.candidates or {}).items() if texts}
+        return {
+            "format": RECORD_FORMAT,
+            "model": self.model,
+            "key": self.ready.key,
+            "dim": self.ready.dim,
+            "labels": self.labels,
+            "descriptions": {name: list(texts) for name, texts in described.items()},
+            "prompts": None if self.candidates is None else list(self.prompts),
+            "window": self.window,
+            "stride": None if self.window is None else self.stride,
+            "reading": self.reading,
+            "versions": {
+                "modeling_mote": __version__,
+                "torch": torch.__version__,
+                "reading": reading_version(),
+            },
+        }
+
+    def score(self, parts: Sequence[VideoPart]) -> Iterator[tuple[int, Scored]]:
+        """Score videos one after another, while those that follow are read.
+
+        Args:
+            parts: The videos, or parts of them.
+
+        Yields:
+            Index of a part and what it gave, in order.
+
+        Raises:
+            ValueError: See `__call__`.
+        """
+        batch: list[tuple[int, Reading]] = []
+        for index, reading in self._read(parts):
+            batch.append((index, reading))
+            if len(batch) == self.batch_size:
+                yield from self._score(parts, batch)
+                batch = []
+        yield from self._score(parts, batch)
+
+    def _read(self, parts: Sequence[VideoPart]) -> Iterator[tuple[int, Reading]]:
+        for index, reading in self.ready.processes.read(parts):
+            if isinstance(reading, ProcessDied):  # of the file, or killed by somebody: alone, it will show
+                [(_, reading)] = read_in_processes(self.ready.reader, [parts[index]], 1)
+            if isinstance(reading, ProcessDied):
+                reading = Reading(error=describe_death(reading, parts[index].name))
+            yield index, reading
+
+    def _score(self, parts: Sequence[VideoPart], batch: Sequence[tuple[int, Reading]]) -> Iterator[tuple[int, Scored]]:
+        read = [torch.from_numpy(reading.pixels) for _, reading in batch if reading.pixels is not None]
+        embeds, scores = self.ready.embed(read) if read else (iter(()), iter(()))
+        for index, reading in batch:
+            result = Scored([(parts[index].start, parts[index].end)], error=reading.error, warning=reading.warning)
+            if reading.pixels is not None:
+                result = result._replace(embeds=next(embeds)[None], scores=next(scores))
+            yield index, result
+
+
+class _Ready:
+    """What a scorer works with in one process: the model, what its labels became, and the processes that read."""
+
+    def __init__(self, scorer: VideoScorer) -> None:
+        classify, self.key = _load(scorer.model, scorer.device)
+        self.model, self.video_processor = classify.model, classify.processor.video_processor
+        self.dim = self.model.config.projection_dim
+        self.class_embeds = (
+            None if scorer.candidates is None else classify.class_features(scorer.candidates, scorer.prompts)
+        )
+        own_frames = self.video_processor.frames_per_clip(self.model.config)
+        self.reader = PixelReader(self.video_processor, own_frames, scorer.reading)
+        self.video_processor.reading_options(**scorer.reading)  # a bad one is no fault of the files
+        self.processes = ReadingProcesses(self.reader, scorer.num_workers)
+
+    def embed(self, videos: Sequence[torch.Tensor]) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray | None]]:
+        """Embeddings [d] and scores [1, c] of the pixels of videos, one after another."""
+        embeds, logits = embed_videos(self.model, self.video_processor, videos, self.class_embeds)
+        scores = [None] * len(videos) if logits is None else list(logits.softmax(-1)[:, None].numpy())
+        return iter(embeds.numpy()), iter(scores)
+
+
+@cache
+def _load(model: str, device: str | None) -> tuple[ZeroShotVideoClassificationPipeline, str]:
+    """The pipeline of a checkpoint, once per process, and the key of the features that it gives."""
+    classify = load_pipeline(model, device, merge=False)
+    key = video_features_key(classify.model, classify.processor.video_processor)
+    fold_experts(classify.model)
+    return classify, key
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+
+def _columns(batch: Any) -> dict[str, list[Any]]:
+    """The columns of a batch as lists, whatever kind it is."""
+    if isinstance(batch, pa.Table):
+        return batch.to_pydict()
+    if hasattr(batch, "iloc"):
+        return {name: batch[name].tolist() for name in batch.columns}
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"A batch is a dict of columns, an Arrow table or a DataFrame; this is a {type(batch).__name__}."
+        )
+    return {name: list(batch[name]) for name in batch}
+
+
+def _parts(columns: Mapping[str, list[Any]], with_windows: bool) -> list[VideoPart]:
+    """The videos that a batch names."""
+    names = [name for name in ("video", "bytes", "path") if name in columns]
+    if not names:
+        raise ValueError(
+            f"A batch needs a column path, bytes or video; this one has {', '.join(columns) or 'no column'}."
+        )
+    length = len(columns[names[0]])
+    times = [columns.get(name, [None] * length) for name in ("start", "end")]
+    times = [[None if time is None or time != time else float(time) for time in column] for column in times]
+    if with_windows and any(time is not None for column in times for time in column):
+        raise ValueError("Rows with start or end are parts of videos, which are not cut in windows: leave one out.")
+    parts = []
+    for row, (start, end) in enumerate(zip(*times, strict=True)):
+        video = next((columns[name][row] for name in names if columns[name][row] is not None), None)
+        path = columns["path"][row] if "path" in columns else None
+        name = video if isinstance(video, str) else path or (video.get("path") if isinstance(video, Mapping) else None)
+        parts.append(VideoPart({} if video is None else video, str(name or f"row {row}"), start, end))
+    return parts
+
+
+def _rows(results: Sequence[Scored], with_windows: bool) -> tuple[list[int], dict[str, list[Any]]]:
+    """Which row of a batch each row of the results comes from, and the columns of results."""
+    rows = [row for row, result in enumerate(results) for _ in result.spans]
+    each = [results[row] for row in rows]
+    embeds = [embed for result in results for embed in _per_row(result.embeds, result)]
+    scores = [score for result in results for score in _per_row(result.scores, result)]
+    columns = {"embedding": embeds, "scores": scores}
+    columns |= {"error": [result.error for result in each], "warning": [result.warning for result in each]}
+    if with_windows:
+        spans = [span for result in results for span in result.spans]
+        columns = {"start": [start for start, _ in spans], "end": [end for _, end in spans]} | columns
+    return rows, columns
+
+
+def _per_row(values: np.ndarray | None, result: Scored) -> Sequence[Any]:
+    return [None] * len(result.spans) if values is None else list(values)
+
+
+def _with_columns(table: pa.Table, columns: Mapping[str, list[Any]], dim: int) -> pa.Table:
+    """A table with columns of results, which replace those of their names."""
+    kinds = {"embedding": pa.list_(pa.float32(), dim), "scores": pa.list_(pa.float32())}
+    kinds |= {"start": pa.float64(), "end": pa.float64()}
+    for name, values in columns.items():
+        field = pa.field(name, kinds.get(name, pa.string()))
+        column = pa.array(values, field.type)
+        place = table.schema.get_field_index(name)
+        table = table.append_column(field, column) if place < 0 else table.set_column(place, field, column)
+    return table
+
+
+__all__ = ["RESULT_COLUMNS", "Scored", "VideoScorer"]
