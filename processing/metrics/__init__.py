@@ -1,4 +1,4 @@
-"""Metrics: plain functions in `accuracy` and `retrieval`, and modules of the `evaluate` library that wrap them.
+"""Metrics: plain functions in `accuracy`, `confidence` and `retrieval`, and modules of `evaluate` that wrap them.
 
 The modules need no network: `evaluate.load("<this folder>/topk_accuracy")`, or `load_metric("topk_accuracy")`. Only
 they import that library: it takes seconds, and any file of its name beside a script hides it.
@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .auroc.auroc import AUROC
+    from .expected_calibration_error.expected_calibration_error import ExpectedCalibrationError
+    from .false_accept_rate.false_accept_rate import FalseAcceptRate
     from .harmonic_tradeoff.harmonic_tradeoff import HarmonicTradeoff
+    from .mean_average_precision.mean_average_precision import MeanAveragePrecision
     from .mean_per_class_accuracy.mean_per_class_accuracy import MeanPerClassAccuracy
     from .retrieval_recall.retrieval_recall import RetrievalRecall
+    from .set_coverage.set_coverage import SetCoverage
     from .topk_accuracy.topk_accuracy import TopKAccuracy
 
 METRICS = {
@@ -19,6 +24,11 @@ METRICS = {
     "mean_per_class_accuracy": "MeanPerClassAccuracy",
     "harmonic_tradeoff": "HarmonicTradeoff",
     "retrieval_recall": "RetrievalRecall",
+    "expected_calibration_error": "ExpectedCalibrationError",
+    "auroc": "AUROC",
+    "false_accept_rate": "FalseAcceptRate",
+    "set_coverage": "SetCoverage",
+    "mean_average_precision": "MeanAveragePrecision",
 }  # name → class
 
 __getattr__ = lazy_names(__name__, {class_name: f"{name}.{name}" for name, class_name in METRICS.items()})
@@ -40,4 +50,16 @@ def load_metric(name: str, **kwargs: Any) -> Any:
     return __getattr__(METRICS[name])(**kwargs)
 
 
-__all__ = ["METRICS", "HarmonicTradeoff", "MeanPerClassAccuracy", "RetrievalRecall", "TopKAccuracy", "load_metric"]
+__all__ = [
+    "AUROC",
+    "METRICS",
+    "ExpectedCalibrationError",
+    "FalseAcceptRate",
+    "HarmonicTradeoff",
+    "MeanAveragePrecision",
+    "MeanPerClassAccuracy",
+    "RetrievalRecall",
+    "SetCoverage",
+    "TopKAccuracy",
+    "load_metric",
+]
