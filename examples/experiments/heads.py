@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from worlds import Data, load_clip
+from worlds import Cosines, Data, load_clip
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification
 from modeling_mote.training import freeze, lr_at, parameter_groups, step_generator
@@ -75,8 +75,8 @@ def new_model(variant: Variant, data: Data, init_scale: float = 1.0) -> MoTEForV
 def paired_model(variant: Variant, seed: int, data: Data, init_scale: float = 1.0) -> MoTEForVideoClassification:
     """A head whose first weights are those of MoTE's head of the same seed, wherever it has such weights.
 
-    Drawing four experts moves the random numbers on, so that heads drawn from one seed would differ in their attention.
-    One expert is MoTE's first.
+    Drawing four experts moves the random numbers on, so that heads drawn from one seed would differ in their
+    attention. One expert is MoTE's first.
     """
     torch.manual_seed(seed)
     drawn = new_model(MOTE, data, init_scale).temporal_model.state_dict()
@@ -139,3 +139,15 @@ def temporal_part(model: Any, data: Data, mixture: torch.Tensor | None = None) -
         for split, frames in data.frame_embeds.items()
         if split != "train"
     }
+
+
+def modulated(model: Any, moved: dict[str, torch.Tensor], data: Data, gamma: float, scope: str = "list") -> Cosines:
+    """The model's own scores of the temporal part [n, d] per split, modulated by the paper's rule or per label."""
+
+    def scores(split: str, candidates: torch.Tensor) -> torch.Tensor:
+        model.config.modulation_scope = scope
+        frames = data.frame_embeds[split].mean(1, keepdim=True)
+        logits, *_ = model.score_modulated(frames, moved[split][:, None], candidates, gamma)
+        return logits
+
+    return scores

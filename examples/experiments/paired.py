@@ -1,15 +1,15 @@
 """The deciding run of the ablation: heads that start from the same weights, and what their differences are worth.
 
-A unit is one training: a head, a seed, a number of steps, a drawing of the world's clips and an initialisation. Units
-are ordered so that a run which is cut leaves whole blocks: every head and length of a seed before the next seed, every
-seed of a block before the next block. The claims that are tested, below, were fixed before the first unit was computed.
+A unit is one training: a head, a seed, a number of steps, a drawing of the world's clips and an initialisation.
+Units are ordered so that a run which is cut leaves whole blocks: every head and length of a seed before the next seed,
+every seed of a block before the next block. The claims that are tested were fixed before the first unit was computed.
 """
 
 import base64
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,24 +18,11 @@ import heads
 import numpy as np
 import torch
 import torch.nn.functional as F
-from heads import Variant, fit, paired_model, temporal_part
-from worlds import (
-    COLUMNS,
-    SPLITS,
-    UNSEEN,
-    Cosines,
-    Data,
-    World,
-    load_world,
-    quiet,
-    right_answers,
-    score,
-    trade_off,
-    unmodulated,
-)
+from heads import Variant, fit, modulated, paired_model, temporal_part
+from worlds import COLUMNS, SPLITS, Data, World, load_world, plain_clip, quiet, right_answers, score, unmodulated
 
-from modeling_mote.feature_cache import load_tensors, save_tensors
 from modeling_mote.processing.files import write_whole
+from modeling_mote.processing.tensor_files import load_tensors, save_tensors
 
 HEADS: dict[str, Variant] = {
     "plain": heads.PLAIN,
@@ -47,8 +34,8 @@ HEADS: dict[str, Variant] = {
     "mote": heads.MOTE,
 }
 LENGTHS = (400, 1600)
-# Drawing of the clips, and factor of the initial weights' standard deviation. The second, sqrt(512 / 64), gives a width
-# of 64 the feed-forwards that the paper's rule gives the 512 of ViT-B/16.
+# Drawing of the clips, and factor of the initial weights' standard deviation. The second, sqrt(512 / 64), gives a
+# width of 64 the feed-forwards that the paper's rule gives the 512 of ViT-B/16.
 BLOCKS = ((0, 1.0), (1, 1.0), (0, 2.83), (1, 2.83))
 
 
@@ -62,6 +49,23 @@ class Claim:
     column: str = "trade_off"
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another world, and how heads are trained there."""
+
+    title: str
+    world: World
+    steps: int
+    batch_size: int
+
+
+# Does it hold in the world that the rule of `survey.py` put second, and in the demo's, by the demo's recipe?
+ELSEWHERE = (
+    Elsewhere("half as many objects", World(6, 2, 0.9, eval_videos_per_class=20), 400, 32),
+    Elsewhere("the demo's world and recipe", World(24, 4, 0.0), 600, 64),
+)
+HEADS_ELSEWHERE = ("plain", "control", "attention", "mote")
+
 CLAIMS = (
     Claim("mote", "plain", "MoTE is above the plain head"),
     Claim("mote", "control", "MoTE is above one expert with the same losses"),
@@ -72,7 +76,6 @@ CLAIMS = (
     Claim("mote", "no_merging", "the merging loss helps"),
     Claim("mote", "no_merging", "the merging loss helps on trained classes", "trained"),
 )
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,16 @@ class Unit:
     head: str
     seed: int
     steps: int
-    data_seed: int
-    init_scale: float
+    data_seed: int = 0
+    init_scale: float = 1.0
+    batch_size: int = 32
 
     @property
     def name(self) -> str:
-        return f"{self.head}-{self.steps}steps-seed{self.seed}-data{self.data_seed}-init{self.init_scale}"
+        return (
+            f"{self.head}-{self.steps}steps-batch{self.batch_size}-seed{self.seed}-data{self.data_seed}"
+            f"-init{self.init_scale}"
+        )
 
 
 def units(seeds: int, lengths: Sequence[int] = LENGTHS, blocks: Sequence[tuple[int, float]] = BLOCKS) -> list[Unit]:
@@ -98,7 +105,15 @@ def units(seeds: int, lengths: Sequence[int] = LENGTHS, blocks: Sequence[tuple[i
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------- one unit
+def units_elsewhere(place: Elsewhere, seeds: int) -> list[Unit]:
+    """The units of another world."""
+    return [
+        Unit(head, seed, place.steps, batch_size=place.batch_size)
+        for seed, head in itertools.product(range(seeds), HEADS_ELSEWHERE)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------ one unit
 
 
 def trained(unit: Unit, data: Data, path: Path) -> Any:
@@ -108,19 +123,10 @@ def trained(unit: Unit, data: Data, path: Path) -> Any:
         weights, _ = load_tensors(path)
         model.temporal_model.load_state_dict(weights)
         return model.eval()
-    fit(model, {"frame_embeds": data.frame_embeds["train"]}, data.labels["train"], unit.steps, unit.seed)
+    clips, labels = {"frame_embeds": data.frame_embeds["train"]}, data.labels["train"]
+    fit(model, clips, labels, unit.steps, unit.seed, batch_size=unit.batch_size)
     save_tensors(model.temporal_model.state_dict(), path)
     return model
-
-
-def modulated(model: Any, moved: dict[str, torch.Tensor], data: Data, gamma: float) -> Cosines:
-    """Cosines of e + rho h, rho by the paper's rule."""
-
-    def cosines(split: str, candidates: torch.Tensor) -> torch.Tensor:
-        rho = model.get_modulation(data.frame_embeds[split], candidates, gamma)
-        return F.normalize(data.frame_embeds[split].mean(1) + rho[:, None] * moved[split], dim=-1) @ candidates.T
-
-    return cosines
 
 
 @torch.no_grad()
@@ -163,7 +169,9 @@ def measure(model: Any, data: Data) -> dict[str, Any]:
     without = temporal_part(model, data, torch.zeros(config.num_hidden_layers, config.num_experts))
     off = unmodulated(moved, data)
     modes = {"off": off, "dropped": unmodulated(without, data)}
-    modes |= {f"modulated_{gamma}": modulated(model, moved, data, gamma) for gamma in (0.05, 0.1)}
+    for gamma in (0.05, 0.1):
+        modes[f"modulated_{gamma}"] = modulated(model, moved, data, gamma)
+        modes[f"by_label_{gamma}"] = modulated(model, moved, data, gamma, scope="label")
     found = {mode: score(cosines, data) for mode, cosines in modes.items()}
     return {
         "columns": {mode: {name: round(each[name], 4) for name in COLUMNS} for mode, each in found.items()},
@@ -173,10 +181,9 @@ def measure(model: Any, data: Data) -> dict[str, Any]:
 
 
 def run_unit(unit: Unit, world: World, output: Path) -> dict[str, Any]:
-    """What was measured of a unit, from disk or computed."""
-    world = replace(world, seed=unit.data_seed)
+    """What was measured of a unit in its drawing of the world, from disk or computed."""
     settings = {"unit": asdict(unit), "world": asdict(world)}
-    path = output / "units" / f"{unit.name}.json"
+    path = output / "units" / world.name / f"{unit.name}.json"
     if path.is_file():
         row = json.loads(path.read_text(encoding="utf-8"))
         if row["settings"] != settings:
@@ -185,7 +192,48 @@ def run_unit(unit: Unit, world: World, output: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     quiet()
     data = load_world(world, output)
-    model = trained(unit, data, output / "paired_heads" / f"{unit.name}.safetensors")
+    model = trained(unit, data, output / "paired_heads" / world.name / f"{unit.name}.safetensors")
     row = {"settings": settings, **measure(model, data)}
     write_whole(path, json.dumps(row))
     return row
+
+
+# ---------------------------------------------------------------------------------------------------- beside the units
+
+
+def probe(data: Data) -> float:
+    """Top-1 on trained classes of a linear classifier of the mean frame, which knows nothing of time."""
+    mean_frames = {split: F.normalize(data.frame_embeds[split].mean(1), dim=-1) for split in ("train", "test")}
+    classifier = torch.nn.Linear(mean_frames["train"].shape[1], len(data.classes["train"]))
+    torch.nn.init.zeros_(classifier.weight)
+    torch.nn.init.zeros_(classifier.bias)
+    optimizer = torch.optim.LBFGS(classifier.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(classifier(mean_frames["train"]), data.labels["train"])
+        value = value + 1e-4 * classifier.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    found = classifier(mean_frames["test"]).argmax(-1)
+    return (found == data.labels["test"]).double().mean().item()
+
+
+def about(world: World, data: dict[int, Data]) -> dict[str, Any]:
+    """What all units share: the world, its clips and classes per split, CLIP's and the probe's row per drawing."""
+    any_drawing = next(iter(data.values()))
+    references = {}
+    for data_seed, each in data.items():
+        clip = plain_clip(each)
+        references[str(data_seed)] = {
+            "clip": [round(clip[column], 4) for column in COLUMNS],
+            "probe": round(probe(each), 4),
+        }
+    return {
+        "world": asdict(world),
+        "clips": {split: len(any_drawing.labels[split]) for split in SPLITS},
+        "classes": {split: len(any_drawing.classes[split]) for split in SPLITS},
+        "references": references,
+    }

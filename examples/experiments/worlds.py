@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPImageProcessor
 
 from modeling_mote import MoTEForVideoClassification
-from modeling_mote.feature_cache import class_features, load_tensors, save_tensors
+from modeling_mote.feature_cache import class_features
 from modeling_mote.processing import MoTEVideoProcessor
 from modeling_mote.processing.builders import MovingShapes
 from modeling_mote.processing.builders.moving_shapes import MOTIONS, OBJECTS, class_name
 from modeling_mote.processing.clips import VideoClips, collate_clips
+from modeling_mote.processing.tensor_files import load_tensors, save_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIP = ROOT / "examples" / "moving_shapes_clip"
@@ -190,10 +191,10 @@ def plain_clip(data: Data) -> dict[str, float]:
     return score(lambda split, candidates: F.normalize(data.frame_embeds[split].mean(1), dim=-1) @ candidates.T, data)
 
 
-def unmodulated(moved: dict[str, torch.Tensor], data: Data, scale: float = 1.0) -> Cosines:
-    """Cosines of e + scale · h, of the temporal part [n, d] per split."""
+def unmodulated(moved: dict[str, torch.Tensor], data: Data) -> Cosines:
+    """Cosines of e + h, of the temporal part [n, d] per split."""
 
     def cosines(split: str, candidates: torch.Tensor) -> torch.Tensor:
-        return F.normalize(data.frame_embeds[split].mean(1) + scale * moved[split], dim=-1) @ candidates.T
+        return F.normalize(data.frame_embeds[split].mean(1) + moved[split], dim=-1) @ candidates.T
 
     return cosines

@@ -1,12 +1,13 @@
-"""The ablation: its scores are the model's own, its rule is the one it states, and the whole command runs."""
+"""The ablation: its heads start alike, its scores are the model's, its tests are exact, and the command resumes."""
 
-import importlib.util
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,42 +16,98 @@ STEPS = 14  # the schedule's first ten are at a learning rate of 0
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "experiments" / "ablation.py"
 
 
-@pytest.fixture(scope="module")
-def ablation():
-    spec = importlib.util.spec_from_file_location("ablation_script", SCRIPT)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.quiet()
-    return module
+@pytest.fixture(scope="module", autouse=True)
+def experiments():
+    """The scripts import each other as they do when one of them is run."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    import worlds
+
+    worlds.quiet()
+    yield
+    sys.path.remove(str(SCRIPT.parent))
 
 
 @pytest.fixture(scope="module")
-def data(ablation):
+def data():
     """A small world whose frames are random mixtures of class features, so that scores are neither 0 nor 1."""
-    config = ablation.MovingShapes.BUILDER_CONFIG_CLASS(train_objects=6, motions_per_object=2)
+    import worlds
+
+    config = worlds.MovingShapes.BUILDER_CONFIG_CLASS(train_objects=6, motions_per_object=2)
     draw = torch.Generator().manual_seed(0)
-    names = [" ".join(thing) for thing in ablation.OBJECTS]
-    names += [f"{name} {motion}" for name in names for motion in ablation.MOTIONS]
+    names = [" ".join(thing) for thing in worlds.OBJECTS]
+    names += [f"{name} {motion}" for name in names for motion in worlds.MOTIONS]
     common = torch.randn(64, generator=draw)
     text = dict(zip(names, F.normalize(common + torch.randn(len(names), 64, generator=draw), dim=-1), strict=True))
-    classes = {split: config.classes(split) for split in ablation.SPLITS}
-    labels = {split: torch.arange(2 * len(each)) % len(each) for split, each in classes.items()}
+    classes = {split: config.classes(split) for split in worlds.SPLITS}
+    labels = {split: torch.arange(len(each)).repeat_interleave(2) for split, each in classes.items()}
     frames = {}
     for split, each in classes.items():
-        own = torch.stack([text[ablation.class_name(*parts)] for parts in each])[labels[split]]
-        frames[split] = 3.5 * own[:, None] + 0.6 * torch.randn(len(own), 8, 64, generator=draw)
-    return ablation.Data(classes, frames, labels, text)
+        own = torch.stack([text[worlds.class_name(*parts)] for parts in each])[labels[split]]
+        noise = 0.6 * torch.randn(len(own), 1, 64, generator=draw) + 0.6 * torch.randn(len(own), 8, 64, generator=draw)
+        frames[split] = 3.5 * own[:, None] + noise
+    return worlds.Data(classes, frames, labels, text)
 
 
 @pytest.fixture(scope="module")
-def mote(ablation, data):
-    return ablation.train(ablation.VARIANTS["mote"], 0, data, STEPS)
+def mote(data):
+    import survey
+
+    return survey.train(survey.VARIANTS["mote"], 0, data, STEPS)
 
 
-def test_scores_are_the_models_own(ablation, data, mote):
+# ---------------------------------------------------------------------------------------------------- heads and scores
+
+
+def test_heads_of_a_seed_start_from_the_same_weights(data):
+    """Wherever they have such weights; one expert is the first of four."""
+    import heads
+    import paired
+
+    whole = heads.paired_model(heads.MOTE, 3, data).temporal_model.state_dict()
+    for name, variant in paired.HEADS.items():
+        own = heads.paired_model(variant, 3, data).temporal_model.state_dict()
+        assert len(own) == len(whole) - 16 * (variant.feed_forwards == "none"), name
+        for key, weight in own.items():
+            assert torch.equal(weight, whole[key][: len(weight)]), (name, key)
+    other = heads.paired_model(heads.MOTE, 4, data).temporal_model.state_dict()
+    assert not torch.equal(other["layers.0.mlp.up_proj"], whole["layers.0.mlp.up_proj"])
+    wide = heads.paired_model(heads.CONTROL, 3, data, 2.0).temporal_model.state_dict()
+    torch.testing.assert_close(wide["layers.0.mlp.up_proj"], 2 * whole["layers.0.mlp.up_proj"][:1])
+
+
+@pytest.mark.parametrize("name", ["plain", "control", "attention", "frozen", "experts", "no_merging"])
+def test_heads_train_with_what_they_name(data, name):
+    import heads
+    import paired
+
+    def trained(name):
+        variant = paired.HEADS[name]
+        model = heads.paired_model(variant, 0, data)
+        drawn = {key: weight.clone() for key, weight in model.temporal_model.state_dict().items()}
+        heads.fit(model, {"frame_embeds": data.frame_embeds["train"]}, data.labels["train"], STEPS, 0)
+        return model, drawn
+
+    model, drawn = trained(name)
+    moved = {key for key, weight in model.temporal_model.state_dict().items() if not torch.equal(weight, drawn[key])}
+    in_feed_forwards = {key for key in drawn if ".mlp." in key}
+    assert "layers.0.self_attn.q_proj.weight" in moved
+    assert in_feed_forwards <= moved if name not in ("attention", "frozen") else not (in_feed_forwards & moved)
+    variant = paired.HEADS[name]
+    assert len(in_feed_forwards) == (0 if name == "attention" else 16)
+    weights = (model.config.merging_loss_weight, model.config.mse_loss_weight)
+    assert weights == (variant.merging_loss_weight, variant.mse_loss_weight)
+    theirs = trained("mote")[0].temporal_model.layers[0].self_attn.q_proj.weight
+    assert not torch.equal(model.temporal_model.layers[0].self_attn.q_proj.weight, theirs)
+
+
+def test_scores_are_the_models_own(data, mote):
     """Every column as `MoTEForVideoClassification` itself scores it, with modulation and without."""
-    measured = ablation.evaluate(mote, data, "mote", seed=0)
-    splits = dict(zip(("trained", "compositions", "objects", "motions"), ablation.SPLITS[1:], strict=True))
+    import survey
+    import worlds
+
+    measured = survey.evaluate(mote, data, "mote", seed=0)
+    splits = dict(zip(("trained", "compositions", "objects", "motions"), worlds.SPLITS[1:], strict=True))
+    mote.config.modulation_scope = "list"
     with torch.no_grad():
         for column, split in splits.items():
             candidates = data.candidates(data.names(split))
@@ -67,13 +124,13 @@ def test_scores_are_the_models_own(ablation, data, mote):
     logits = mote(frame_embeds=data.frame_embeds["test"]).logits
     assert measured["off"]["trained"] == pytest.approx((logits.argmax(-1) == data.labels["test"]).double().mean())
     assert measured["off"]["trained"] == measured["modulated"]["trained"]
-    assert measured["scale"][0] == ablation.plain_clip(data)
-    assert measured["scale"][-1] == measured["off"] == measured["dial"][ablation.DIAL.index("inf")]
     assert 0 < measured["off"]["one_list_trained"] <= measured["off"]["trained"] <= 1
 
 
-def test_experts_and_their_ensemble(ablation, data, mote):
-    measured = ablation.evaluate(mote, data, "mote", seed=0)
+def test_experts_and_their_ensemble(data, mote):
+    import survey
+
+    measured = survey.evaluate(mote, data, "mote", seed=0)
     with torch.no_grad():
         logits = [
             mote(
@@ -89,76 +146,207 @@ def test_experts_and_their_ensemble(ablation, data, mote):
     assert -1 <= measured["weights_cosine"] <= 1
 
 
-def test_attention_alone_leaves_its_feed_forwards_out(ablation, data):
-    """They are as they were drawn, but for weight decay, and neither training nor scores know them."""
-    torch.manual_seed(0)
-    drawn = ablation.new_model(ablation.VARIANTS["attention"], data).temporal_model.layers[0].mlp.up_proj[0].detach()
-    model = ablation.train(ablation.VARIANTS["attention"], 0, data, STEPS)
-    left = model.temporal_model.layers[0].mlp.up_proj[0].detach()
-    assert F.cosine_similarity(drawn.flatten(), left.flatten(), dim=0) > 0.9999
-    before = ablation.evaluate(model, data, "attention", seed=0)
-    with torch.no_grad():
-        model.temporal_model.layers[0].mlp.up_proj.add_(1.0)
-    assert ablation.evaluate(model, data, "attention", seed=0) == before
+def test_a_unit_holds_its_clips_and_both_modulations(data, mote):
+    import paired
+    import worlds
+
+    found = paired.measure(mote, data)
+    right = {split: paired.unpacked(found["right"][split], len(data.labels[split])) for split in worlds.SPLITS[1:]}
+    for split, column in zip(worlds.SPLITS[1:], ("trained", *worlds.UNSEEN), strict=True):
+        assert right[split].mean() == pytest.approx(found["columns"]["off"][column], abs=1e-4)
+    assert set(found["columns"]["by_label_0.1"]) == set(worlds.COLUMNS)
+    assert found["columns"]["by_label_0.1"] != found["columns"]["modulated_0.1"] != found["columns"]["off"]
+    assert found["norms"]["attention"] > 0 and found["norms"]["feed_forward"] > 0
 
 
-@pytest.mark.parametrize("name", ["plain", "control", "experts", "merging", "random_routing", "fixed_point"])
-def test_variants_train_with_what_they_name(ablation, data, mote, name):
-    """The same seed ends at other weights than MoTE's, unless what a variant changes is not wired."""
-    variant = ablation.VARIANTS[name]
-    model = ablation.train(variant, 0, data, STEPS)
-    config = model.config
-    assert config.temporal_config.num_experts == variant.experts
-    assert (config.merging_loss_weight, config.mse_loss_weight) == (
-        variant.merging_loss_weight,
-        variant.mse_loss_weight,
-    )
-    ours, theirs = model.temporal_model.state_dict(), mote.temporal_model.state_dict()
-    assert any(ours[key].shape != theirs[key].shape or not torch.equal(ours[key], theirs[key]) for key in ours)
+def test_same_seed_same_head(data):
+    import survey
 
-
-def test_same_seed_same_head(ablation, data):
-    first, second = (ablation.train(ablation.MOTE, 1, data, STEPS).temporal_model.state_dict() for _ in range(2))
+    first, second = (survey.train(survey.MOTE, 1, data, STEPS).temporal_model.state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_rule_of_the_world(ablation):
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_sign_flips_are_counted_exactly():
+    import paired_report
+
+    assert paired_report.sign_flip_p([1.0, 2.0, 3.0]) == 2 / 8
+    assert paired_report.sign_flip_p([0.4] * 10) == 2 / 1024
+    values = [0.3, -0.1, 0.25, 0.5, -0.45, 0.2]
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True))) for signs in itertools.product((-1, 1), repeat=6)
+    ]
+    assert paired_report.sign_flip_p(values) == np.mean([each >= abs(sum(values)) - 1e-12 for each in sums])
+    assert paired_report.sign_flip_p([0.0, 0.0]) == 1
+
+
+def test_holm_is_step_down():
+    import paired_report
+
+    assert paired_report.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert paired_report.holm([0.6, 0.5]) == [1.0, 1.0]
+
+
+def test_resamples_draw_classes_and_clips_within_them():
+    import paired_report
+
+    weights = paired_report.weights_of_clips(5, 4, 2, 50, np.random.default_rng(0))
+    assert weights.shape == (2, 50, 20) and (weights.sum(-1) == 20).all()
+    per_class = weights.reshape(2, 50, 5, 4).sum(-1)
+    assert (per_class % 4 == 0).all() and (per_class[0] == per_class[1]).all()  # both drawings: the same classes
+    assert (weights[0] != weights[1]).any()  # and clips of their own
+
+
+def run_of(seeds=4, blocks=((0, 1.0),), better=0.1):
+    """A run of random clips in which MoTE alone is better, by so much."""
+    import paired
+    import paired_report
+    import worlds
+
+    draw, sizes, rows = np.random.default_rng(1), {"test": (3, 24), **dict.fromkeys(worlds.SPLITS[2:], (4, 40))}, []
+    for unit in paired.units(seeds, (10, 20), blocks):
+        chance = 0.5 + better * (unit.head == "mote")
+        right = {split: torch.from_numpy(draw.random(n) < chance) for split, (_, n) in sizes.items()}
+        columns = {
+            column: right[split].double().mean().item()
+            for split, column in zip(worlds.SPLITS[1:], ("trained", *worlds.UNSEEN), strict=True)
+        }
+        columns["trade_off"] = worlds.trade_off(columns)
+        values = [columns.get(column, 0.5) for column in worlds.COLUMNS]
+        rows.append(
+            {
+                **paired.asdict(unit),
+                "columns": dict.fromkeys(("off", "dropped", *paired_report.MODES), values),
+                "norms": {"attention": 1.0, "feed_forward": 0.1},
+                "right": paired.packed(right),
+            }
+        )
+    reference = {"clip": [0.5] * len(worlds.COLUMNS), "probe": 0.9}
+    about = {
+        "clips": {split: n for split, (_, n) in sizes.items()},
+        "classes": {split: classes for split, (classes, _) in sizes.items()},
+        "references": {"0": reference, "1": reference},
+    }
+    return paired_report.Run(about, rows)
+
+
+def test_intervals_are_of_the_statistic_that_is_reported():
+    import paired
+    import paired_report
+
+    run, claim = run_of(better=0.3), paired.Claim("mote", "plain", "")
+    low, high = run.interval(1.0, 10, claim)
+    assert 0 < low < np.mean(run.differences(1.0, 10, claim)) < high
+    assert run.interval(1.0, 10, paired.Claim("mote", "mote", "")) == (0.0, 0.0)
+    # Without resampling, a bootstrap's score is the column itself.
+    accuracies = {split: run.right(1.0, 0, 10, "mote", split).mean(1) for split in run.about["clips"]}
+    assert paired_report.trade_offs(accuracies) == pytest.approx(run.values(1.0, 10, "mote", "trade_off"))
+
+
+def test_a_block_counts_once_it_is_whole(tmp_path):
+    import paired_report
+
+    run = run_of(seeds=2, blocks=((0, 1.0), (1, 1.0)))
+    assert run.blocks == [(1.0, 0), (1.0, 1)]
+    rows = list(run.rows.values())
+    cut = paired_report.Run(run.about, rows[:-1])
+    assert cut.blocks == [(1.0, 0)] and cut.drawings(1.0) == [0]
+    with pytest.raises(ValueError, match="No block"):
+        paired_report.report(paired_report.Run(run.about, rows[:5]), tmp_path / "page.md", tmp_path)
+
+
+def test_report_names_what_is_shown_and_what_is_not(tmp_path):
+    import paired
+    import paired_report
+
+    run = run_of(seeds=10, better=0.35)
+    tables = paired_report.report(run, tmp_path / "page.md", tmp_path)
+    line = next(line for line in tables.splitlines() if line.startswith(f"| {paired.CLAIMS[0].says} |"))
+    assert line.count(" yes |") == 2
+    line = next(line for line in tables.splitlines() if line.startswith(f"| {paired.CLAIMS[5].says} |"))
+    assert line.count(" not shown |") == 2
+    for name in ("heads.png", "claims.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "page.md").read_text()
+    paired_report.report(run, tmp_path / "page.md", tmp_path)
+    assert (tmp_path / "page.md").read_text() == page
+
+
+# ------------------------------------------------------------------------------------------------------------- command
+
+
+def test_units_come_seed_by_seed_and_block_by_block():
+    import paired
+
+    units = paired.units(2)
+    per_seed = len(paired.HEADS) * len(paired.LENGTHS)
+    assert len(units) == len(set(units)) == 2 * per_seed * len(paired.BLOCKS)
+    assert {(unit.seed, unit.data_seed, unit.init_scale) for unit in units[:per_seed]} == {(0, 0, 1.0)}
+    assert {(unit.data_seed, unit.init_scale) for unit in units[: 2 * per_seed]} == {(0, 1.0)}
+
+
+def test_unit_of_other_settings_is_refused(data, tmp_path, monkeypatch):
+    import paired
+    import survey
+
+    monkeypatch.setattr(paired, "load_world", lambda world, output: data)
+    unit = paired.Unit("plain", 0, STEPS, 0, 1.0)
+    row = paired.run_unit(unit, survey.WORLD, tmp_path)
+    (path,) = (tmp_path / "units").iterdir()
+    written = path.stat().st_mtime_ns
+    assert paired.run_unit(unit, survey.WORLD, tmp_path) == row and path.stat().st_mtime_ns == written
+    path.unlink()  # its head is kept
+    assert paired.run_unit(unit, survey.WORLD, tmp_path) == row
+    with pytest.raises(ValueError, match="other settings"):
+        paired.run_unit(unit, survey.WORLDS[0], tmp_path)
+
+
+def test_rule_of_the_world():
+    import survey
+
     def row(trained, lost):
         return {"plain": {"trained": trained}, "lost": lost}
 
     unlearned, most, least = row(0.89, 0.5), row(0.95, 0.1), row(1.0, -0.2)
-    assert ablation.ranked([least, unlearned, most]) == [most, least, unlearned]
+    assert survey.ranked([least, unlearned, most]) == [most, least, unlearned]
 
 
-def test_row_of_other_settings_is_refused(ablation, tmp_path):
+def test_row_of_other_settings_is_refused(tmp_path):
+    import survey
+
     path = tmp_path / "rows" / "mote-0.json"
     path.parent.mkdir()
-    path.write_text(json.dumps({"settings": ablation.settings(ablation.WORLD, 7)}))
-    assert ablation.run_row("mote", 0, ablation.WORLD, 7, tmp_path) == {
-        "settings": ablation.settings(ablation.WORLD, 7)
-    }
+    path.write_text(json.dumps({"settings": survey.settings(survey.WORLD, 7)}))
+    assert survey.run_row("mote", 0, survey.WORLD, 7, tmp_path) == {"settings": survey.settings(survey.WORLD, 7)}
     with pytest.raises(ValueError, match="other settings"):
-        ablation.run_row("mote", 0, ablation.WORLD, 8, tmp_path)
+        survey.run_row("mote", 0, survey.WORLD, 8, tmp_path)
 
 
-def test_head_is_kept_for_its_settings_alone(ablation, data, tmp_path):
-    def head(steps):
-        model = ablation.trained_head("plain", 0, data, ablation.WORLD, steps, tmp_path)
-        return model.temporal_model.layers[0].mlp.up_proj.detach().clone()
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--part", "moet"], "no such part"), (["--seeds", "0"], "--seeds"), (["--blocks", "5"], "4")],
+)
+def test_bad_option_is_one_sentence(options, said, monkeypatch, tmp_path):
+    import ablation
 
-    first = head(STEPS)
-    path = tmp_path / "heads" / "plain-0.safetensors"
-    written = path.stat().st_mtime_ns
-    assert torch.equal(head(STEPS), first) and path.stat().st_mtime_ns == written
-    assert not torch.equal(head(STEPS + 1), first) and path.stat().st_mtime_ns != written
-
-
-@pytest.mark.parametrize(("options", "said"), [(["--only", "moet"], "no such row"), (["--seeds", "0"], "--seeds")])
-def test_bad_option_is_one_sentence(ablation, options, said, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["ablation.py", "--output", str(tmp_path), *options])
     with pytest.raises(SystemExit) as stop:
         ablation.main()
     assert stop.value.code.startswith("error: ") and said in stop.value.code
+
+
+def test_page_is_made_again_from_the_stored_rows(tmp_path):
+    """The tables of docs/ablation.md are those of the rows beside it."""
+    import survey_report
+
+    docs = SCRIPT.parents[2] / "docs"
+    page = (docs / "ablation.md").read_text()
+    (tmp_path / "ablation.md").write_text(page)
+    survey_report.report(json.loads((docs / "ablation" / "survey.json").read_text()), tmp_path / "ablation.md")
+    survey_report.report_worlds(json.loads((docs / "ablation" / "worlds.json").read_text()), tmp_path / "ablation.md")
+    assert (tmp_path / "ablation.md").read_text() == page
 
 
 @pytest.mark.slow
@@ -166,14 +354,12 @@ def test_quick_run_resumes(tmp_path):
     command = [sys.executable, str(SCRIPT), "--quick", "--output", str(tmp_path / "run")]
     finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert finished.returncode == 0, finished.stderr
-    rows = sorted((tmp_path / "run" / "rows").glob("*.json"))
+    rows = sorted((tmp_path / "run" / "units").glob("*.json"))
     written = {row: row.stat().st_mtime_ns for row in rows}
-    results = json.loads((tmp_path / "run" / "ablation.json").read_text())
-    assert len(results["rows"]) == len(rows)
-    for name in ("dial", "layers"):
+    for name in ("heads", "claims"):
         assert (tmp_path / "run" / "ablation" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     tables = (tmp_path / "run" / "ablation.md").read_text()
-    assert "one expert, same extra losses (control)" in tables and "one list: unseen" in tables
+    assert "one expert, same losses (control)" in tables and "one list: unseen" in tables
 
     rows[0].unlink()
     again = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -1,0 +1,379 @@
+"""What the deciding run says: tests and intervals of the claims, tables, and two pictures.
+
+Differences are taken between heads of one seed, which start from the same weights and see the same batches; those of
+the drawings of the clips are averaged per seed. Two things are uncertain, and are told apart:
+
+- the training: an exact sign-flip test over seeds, with Holm's correction over all claims of one initialisation;
+- the clips and classes that happened to be scored: a bootstrap that draws classes, clips within them, and seeds.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from paired import CLAIMS, HEADS, Claim, unpacked
+from reports import save, spread, table, write_tables
+from worlds import COLUMNS, SPLITS
+
+from modeling_mote.processing.files import write_whole
+
+RESAMPLES = 2000
+LEVEL = 0.05
+COLORS = {"mote": "#0072b2", "control": "#009e73"}  # told apart by the colour-blind too; the others are grey
+MODES = {
+    "off": "no modulation",
+    "modulated_0.05": "the paper's modulation, gamma 0.05",
+    "modulated_0.1": "the paper's modulation, gamma 0.1",
+    "by_label_0.05": "modulation per label, gamma 0.05",
+    "by_label_0.1": "modulation per label, gamma 0.1",
+}
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Two-sided exact test that paired differences are as likely of either sign: the share of all 2^n sign patterns
+    whose mean is at least as far from 0.
+    """
+    values = np.asarray(differences, dtype=float)
+    signs = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1) * 2 - 1
+    means = np.abs(signs @ values)
+    return float(np.mean(means >= means[0] - 1e-12))  # the first pattern turns every sign, the mean's size stays
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's correction: p values that hold for all of them together."""
+    adjusted, least = [0.0] * len(values), 0.0
+    for place, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        least = max(least, min(1.0, (len(values) - place) * values[index]))
+        adjusted[index] = least
+    return adjusted
+
+
+def weights_of_clips(
+    classes: int, per_class: int, drawings: int, resamples: int, draw: np.random.Generator
+) -> np.ndarray:
+    """How often each clip is drawn: classes with replacement, then clips within each, [drawings, resamples, clips].
+
+    The drawings have the same classes and clips of their own.
+    """
+    drawn = draw.multinomial(classes, np.full(classes, 1 / classes), size=resamples)  # [resamples, classes]
+    clips = draw.multinomial(per_class, np.full(per_class, 1 / per_class), size=(drawings, resamples, classes))
+    return (drawn[None, :, :, None] * clips).reshape(drawings, resamples, classes * per_class)
+
+
+def trade_offs(accuracies: dict[str, np.ndarray]) -> np.ndarray:
+    """`worlds.trade_off` of arrays of accuracies per split."""
+    unseen = 3 / sum(1 / np.maximum(accuracies[split], 1e-9) for split in SPLITS[2:])
+    return 2 / (1 / np.maximum(accuracies["test"], 1e-9) + 1 / unseen)
+
+
+class Run:
+    """The rows of a deciding run.
+
+    Args:
+        about: its world, clips and classes per split, and the rows of CLIP and of the probe per drawing.
+        rows: one per unit.
+    """
+
+    def __init__(self, about: dict[str, Any], rows: list[dict[str, Any]]):
+        self.about = about
+        self.rows = {
+            (row["init_scale"], row["data_seed"], row["steps"], row["head"], row["seed"]): row for row in rows
+        }
+        self.seeds = sorted({row["seed"] for row in rows})
+        self.lengths = sorted({row["steps"] for row in rows})
+        # A block counts once it is whole: part of it would be another experiment.
+        self.heads = list(dict.fromkeys(row["head"] for row in rows))
+        needed = list(itertools.product(self.lengths, self.heads, self.seeds))
+        blocks = sorted({(row["init_scale"], row["data_seed"]) for row in rows})
+        self.blocks = [block for block in blocks if all((*block, *each) in self.rows for each in needed)]
+        self.inits = sorted({init for init, _ in self.blocks})
+
+    def drawings(self, init: float) -> list[int]:
+        return [data_seed for each, data_seed in self.blocks if each == init]
+
+    def values(self, init: float, steps: int, head: str, column: str, mode: str = "off") -> list[float]:
+        """A column per seed, the mean over the drawings of the clips."""
+        place = list(COLUMNS).index(column)
+        return [
+            mean(
+                self.rows[init, data_seed, steps, head, seed]["columns"][mode][place]
+                for data_seed in self.drawings(init)
+            )
+            for seed in self.seeds
+        ]
+
+    def differences(self, init: float, steps: int, claim: Claim) -> list[float]:
+        ours, other = (self.values(init, steps, head, claim.column) for head in (claim.ours, claim.other))
+        return [a - b for a, b in zip(ours, other, strict=True)]
+
+    def resampled(self, init: float, steps: int, heads: Sequence[str], column: str) -> dict[str, np.ndarray]:
+        """A column of each head in every resample, [resamples]; the resamples of the heads are the same."""
+        draw, drawings = np.random.default_rng(0), self.drawings(init)
+        weights = {}
+        for split in SPLITS[1:]:
+            classes, clips = self.about["classes"][split], self.about["clips"][split]
+            weights[split] = weights_of_clips(classes, clips // classes, len(drawings), RESAMPLES, draw)
+        seeds = draw.integers(len(self.seeds), size=(RESAMPLES, len(self.seeds)))
+        found = {}
+        for head in heads:
+            accuracies = {
+                split: np.stack(
+                    [
+                        self.right(init, data_seed, steps, head, split)
+                        @ weights[split][index].T
+                        / weights[split][index].sum(-1)
+                        for index, data_seed in enumerate(drawings)
+                    ]
+                )
+                for split in SPLITS[1:]
+            }  # [drawings, seeds, resamples]
+            scores = trade_offs(accuracies) if column == "trade_off" else accuracies["test"]
+            per_seed = scores.mean(0).T  # [resamples, seeds]
+            found[head] = np.take_along_axis(per_seed, seeds, axis=1).mean(1)
+        return found
+
+    def right(self, init: float, data_seed: int, steps: int, head: str, split: str) -> np.ndarray:
+        """Which clips are right, float [seeds, n]."""
+        clips = self.about["clips"][split]
+        return np.stack(
+            [unpacked(self.rows[init, data_seed, steps, head, seed]["right"][split], clips) for seed in self.seeds]
+        ).astype(float)
+
+    def interval(self, init: float, steps: int, claim: Claim) -> tuple[float, float]:
+        """95 % of the resamples' differences lie between."""
+        found = self.resampled(init, steps, (claim.ours, claim.other), claim.column)
+        low, high = np.quantile(found[claim.ours] - found[claim.other], [LEVEL / 2, 1 - LEVEL / 2])
+        return float(low), float(high)
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def verdicts(run: Run, init: float, claims: Sequence[Claim] = CLAIMS) -> list[dict[str, Any]]:
+    """The claims at every length, tested together."""
+    found = []
+    for steps, claim in itertools.product(run.lengths, claims):
+        differences = run.differences(init, steps, claim)
+        found.append(
+            {
+                "steps": steps,
+                "claim": claim,
+                "differences": differences,
+                "p": sign_flip_p(differences),
+                "interval": run.interval(init, steps, claim),
+            }
+        )
+    for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
+        each["holm"] = p
+    return found
+
+
+def word(verdict: dict[str, Any]) -> str:
+    """A verdict in a word."""
+    if verdict["holm"] >= LEVEL:
+        return "not shown"
+    return "yes" if mean(verdict["differences"]) > 0 else "the opposite"
+
+
+def claims_table(run: Run, found: list[dict[str, Any]]) -> str:
+    head = ["claim"]
+    for steps in run.lengths:
+        head += [f"{steps} steps: points", "95 % interval", "p (Holm)", "holds"]
+    body = []
+    for claim in CLAIMS:
+        line = [claim.says]
+        for verdict in (each for each in found if each["claim"] == claim):
+            low, high = verdict["interval"]
+            line += [
+                spread(verdict["differences"]),
+                f"{100 * low:.1f} to {100 * high:.1f}",
+                f"{verdict['holm']:.3f}",
+                word(verdict),
+            ]
+        body.append(line)
+    return table(head, body)
+
+
+def heads_table(run: Run, init: float, steps: int) -> str:
+    body = []
+    references = [run.about["references"][str(data_seed)] for data_seed in run.drawings(init)]
+    clip = [100 * mean(each["clip"][place] for each in references) for place in range(len(COLUMNS))]
+    body.append(["CLIP, mean over frames", *(f"{value:.1f}" for value in clip)])
+    probe = f"{100 * mean(each['probe'] for each in references):.1f}"
+    body.append(["a linear classifier of the mean frame", probe, *[""] * (len(COLUMNS) - 1)])
+    for name in run.heads:
+        body.append([HEADS[name].title, *(spread(run.values(init, steps, name, column)) for column in COLUMNS)])
+    return table(["top-1, %", *COLUMNS.values()], body)
+
+
+def feed_forwards_table(run: Run) -> str:
+    """How large the feed-forwards' part is, and what leaving it out after training costs."""
+    body = []
+    for init, steps, (name, variant) in itertools.product(run.inits, run.lengths, HEADS.items()):
+        if variant.feed_forwards == "none":
+            continue
+        rows = [run.rows[init, data, steps, name, seed] for data in run.drawings(init) for seed in run.seeds]
+        norms = [mean(row["norms"][part] for row in rows) for part in ("attention", "feed_forward")]
+        lost = [
+            run.values(init, steps, name, column, mode)
+            for column, mode in itertools.product(("trained", "trade_off"), ("off", "dropped"))
+        ]
+        body.append([variant.title, str(init), str(steps), *(f"{norm:.2f}" for norm in norms), *map(spread, lost)])
+    head = ["head", "initialisation", "steps", "norm: attention", "norm: feed-forward"]
+    for column in ("trained classes", "trade-off"):
+        head += [column, f"{column}, feed-forwards left out"]
+    return table(head, body)
+
+
+def modulation_table(run: Run, init: float) -> str:
+    body = []
+    for steps, name, mode in itertools.product(run.lengths, ("mote", "attention"), MODES):
+        cells = (spread(run.values(init, steps, name, column, mode)) for column in COLUMNS)
+        body.append([f"{HEADS[name].title}, {steps} steps, {MODES[mode]}", *cells])
+    return table(["top-1, %", *COLUMNS.values()], body)
+
+
+def settings_line(run: Run) -> str:
+    clips, classes = run.about["clips"], run.about["classes"]
+    blocks = "; ".join(
+        f"initialisation {init}: {len(run.drawings(init))} drawing{'s' * (len(run.drawings(init)) > 1)} of the clips"
+        for init in run.inits
+    )
+    named = zip(SPLITS[1:], ("trained", "compositions", "objects", "motions"), strict=True)
+    scored = ", ".join(f"{clips[split]} of {classes[split]} {COLUMNS[column]}" for split, column in named)
+    return f"{len(run.seeds)} seeds; {blocks}. Clips scored per drawing: {scored}."
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def plot_heads(run: Run, init: float, path: Path) -> None:
+    """Each head's accuracy on trained and on unseen classes, after each length of training."""
+    figure = Figure(figsize=(9.5, 4.2))
+    sides = figure.subplots(1, 2, sharey=True, gridspec_kw={"left": 0.3, "right": 0.98, "bottom": 0.13, "top": 0.84})
+    titles = {name: variant.title for name, variant in HEADS.items()}
+    for axis, columns, title in zip(
+        sides,
+        (("trained",), ("compositions", "objects", "motions")),
+        ("classes it was trained on", "classes it never saw"),
+        strict=True,
+    ):
+        for steps, color, marker, shift in zip(run.lengths, ("#e69f00", "#0072b2"), "os", (-0.14, 0.14), strict=True):
+            for place, name in enumerate(titles):
+                per_column = [run.values(init, steps, name, column) for column in columns]
+                seeds = [100 * mean(each) for each in zip(*per_column, strict=True)]
+                axis.errorbar(
+                    mean(seeds),
+                    place + shift,
+                    xerr=np.std(seeds, ddof=1) if len(seeds) > 1 else 0,
+                    fmt=marker,
+                    color=color,
+                    capsize=3,
+                    markersize=5,
+                    label=f"{steps} steps" if place == 0 else None,
+                )
+        axis.set(title=title, xlabel="top-1 %", yticks=range(len(titles)), yticklabels=titles.values())
+        axis.set_ylim(len(titles) - 0.5, -0.5)
+        axis.grid(axis="x", alpha=0.3)
+    figure.legend(*sides[0].get_legend_handles_labels(), loc="upper left", ncols=1, frameon=False)
+    save(figure, path)
+
+
+def plot_claims(run: Run, found: list[dict[str, Any]], path: Path) -> None:
+    """The difference of each claim with its interval, after each length of training."""
+    figure = Figure(figsize=(9.5, 4.2))
+    axis = figure.subplots(gridspec_kw={"left": 0.44, "right": 0.97, "bottom": 0.13, "top": 0.97})
+    for steps, color, marker, shift in zip(run.lengths, ("#e69f00", "#0072b2"), "os", (-0.14, 0.14), strict=True):
+        for place, claim in enumerate(CLAIMS):
+            verdict = next(each for each in found if each["claim"] == claim and each["steps"] == steps)
+            middle = 100 * mean(verdict["differences"])
+            low, high = (100 * edge for edge in verdict["interval"])
+            sure = verdict["holm"] < LEVEL
+            axis.plot([low, high], [place + shift] * 2, color=color, linewidth=1.5)
+            axis.plot(
+                middle,
+                place + shift,
+                marker=marker,
+                color=color,
+                markerfacecolor=color if sure else "white",
+                label=f"{steps} steps" if place == 0 else None,
+                linestyle="none",
+            )
+    axis.plot([], [], marker="o", color="grey", markerfacecolor="white", linestyle="none", label="hollow: not shown")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(yticks=range(len(CLAIMS)), yticklabels=[claim.says for claim in CLAIMS])
+    axis.set_xlabel("points of difference, with the 95 % interval over clips, classes and seeds")
+    axis.set_ylim(len(CLAIMS) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=8, loc="best")
+    save(figure, path)
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def keep_runs(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], path: Path) -> None:
+    """Writes runs: a line about each, then a line per unit, whose columns are lists in the order of `COLUMNS`."""
+    lines = []
+    for about, rows in runs:
+        lines.append(about)
+        for row in rows:
+            columns = {mode: list(found.values()) for mode, found in row["columns"].items()}
+            lines.append({**row["settings"]["unit"], "norms": row["norms"], "columns": columns, "right": row["right"]})
+    write_whole(path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+
+
+def kept_runs(path: Path) -> list[Run]:
+    """The runs of a file."""
+    runs: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        each = json.loads(line)
+        if "references" in each:
+            runs.append((each, []))
+        else:
+            runs[-1][1].append(each)
+    return [Run(*run) for run in runs]
+
+
+def report(run: Run, page: Path, pictures: Path) -> str:
+    """Draws the pictures and fills the tables of the page in; returns the tables."""
+    if not run.blocks:
+        raise ValueError("No block of the deciding run is whole yet: run it on, or with fewer --seeds.")
+    tables = {"paired_settings": settings_line(run)}
+    for init in run.inits:
+        found = verdicts(run, init)
+        suffix = "" if init == run.inits[0] else "_wide"
+        tables[f"claims{suffix}"] = claims_table(run, found)
+        for place, steps in enumerate(run.lengths):
+            tables[f"heads_{'long' if place else 'short'}{suffix}"] = heads_table(run, init, steps)
+        if not suffix:
+            plot_heads(run, init, pictures / "heads.png")
+            plot_claims(run, found, pictures / "claims.png")
+            tables["modulation"] = modulation_table(run, init)
+    tables["feed_forwards"] = feed_forwards_table(run)
+    write_tables(page, tables)
+    return "\n\n".join(f"{name}\n{shown}" for name, shown in tables.items())
+
+
+def report_elsewhere(runs: list[Run], page: Path) -> str:
+    """Fills in the tables of the other worlds: what each head scores, and MoTE's differences to the others."""
+    tables, lines = {}, []
+    for place, run in enumerate(runs):
+        steps = run.lengths[0]
+        tables[f"elsewhere_{place}"] = heads_table(run, 1.0, steps)
+        claims = [claim for claim in CLAIMS if {claim.ours, claim.other} <= set(run.heads)]
+        found = verdicts(run, 1.0, claims)
+        for verdict in found:
+            low, high = verdict["interval"]
+            cells = (spread(verdict["differences"]), f"{100 * low:.1f} to {100 * high:.1f}", f"{verdict['holm']:.3f}")
+            lines.append([f"{run.about['title']}: {verdict['claim'].says}", *cells, word(verdict)])
+    tables["elsewhere"] = table(["claim", "points", "95 % interval", "p (Holm)", "holds"], lines)
+    write_tables(page, tables)
+    return "\n\n".join(f"{name}\n{shown}" for name, shown in tables.items())
