@@ -133,14 +133,38 @@ class VideoScorer:
             ValueError: If there is no column to read from, and for bad labels and options.
             CheckpointError: If the model can't be used (a ValueError too).
         """
+        if isinstance(batch, pa.Table):
+            return pa.concat_tables([self._attach(batch.slice(0, 0), []), *self.tables(batch)])
         columns = _columns(batch)
         results = [result for _, result in self.score(_parts(columns, self.window is not None))]
         rows, scored = _rows(results, self.window is not None)
-        if isinstance(batch, pa.Table):
-            return _with_columns(batch.take(rows), scored, self.ready.dim)
         if hasattr(batch, "iloc"):
             return batch.iloc[rows].reset_index(drop=True).assign(**scored)
         return {name: [values[row] for row in rows] for name, values in columns.items()} | scored
+
+    def tables(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Score an Arrow table of any length, see `__call__`: some of its rows at a time, in order.
+
+        Args:
+            table: The columns of a batch.
+
+        Yields:
+            Its next rows with the columns of results; a video's windows are in one table.
+
+        Raises:
+            ValueError: See `__call__`.
+        """
+        parts = _parts(table.to_pydict(), self.window is not None)
+        given, results = 0, []
+        for index, result in self.score(parts):
+            results.append(result)
+            if len(results) == self.batch_size or index == len(parts) - 1:
+                yield self._attach(table.slice(given, len(results)), results)
+                given, results = index + 1, []
+
+    def _attach(self, table: pa.Table, results: Sequence[Scored]) -> pa.Table:
+        rows, scored = _rows(results, self.window is not None)
+        return _with_columns(table.take(pa.array(rows, pa.int64())), scored, self.ready.dim)
 
     @property
     def ready(self) -> "_Ready":

@@ -40,7 +40,7 @@ RECORD_NAME = "embeddings.json"
 RECORD_FORMAT = 1  # counts up if a reader of this version could not read what is written
 SHARD_COLUMNS = ("path", "size", "mtime", "start", "end", "embedding", "scores", "error", "warning")
 # What rows depend on: two runs write to one folder only if these are equal.
-SETTINGS = ("format", "key", "dim", "labels", "prompts", "window", "stride", "reading")
+SETTINGS = ("format", "key", "dim", "labels", "descriptions", "prompts", "window", "stride", "reading")
 
 _SHARD_NAME = re.compile(r"part-(\d+)\.parquet")
 _METADATA_KEY = b"mote"
@@ -74,8 +74,9 @@ def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> N
         folder: The folder of the shards.
         record: `format` (`RECORD_FORMAT`), `model` (its folder, absolute, or Hub id), `key` (fingerprint of what an
             embedding depends on, see `feature_cache.video_features_key`), `dim` (d), `labels` (a list, or null),
-            `prompts`, `window` and `stride` (seconds, or null for whole videos), `reading` (the reading options that
-            differ from the processor's own) and `versions` (of packages, by name).
+            `descriptions` ({label: texts} of those that are described), `prompts` (templates, or null without labels),
+            `window` and `stride` (seconds, or null for whole videos), `reading` (the reading options that differ from
+            the processor's own) and `versions` (of packages and of the reading code, by name).
 
     Raises:
         OSError: If it can't be written.
@@ -197,11 +198,18 @@ def shard_path(folder: str | os.PathLike[str], number: int) -> Path:
 
 
 def other_settings(record: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The first of `SETTINGS` that two records differ in, in words; empty if they agree."""
-    words = {"key": "model", "dim": "model", "reading": "choice of frames"}
+    """The first of `SETTINGS` that two records differ in, as "another window"; empty if they agree."""
+    words = {
+        "key": "another model, or another release,",
+        "dim": "another model",
+        "labels": "other labels",
+        "descriptions": "other descriptions of labels",
+        "prompts": "other prompts",
+        "reading": "another choice of frames",
+    }
     for name in SETTINGS:
         if record.get(name) != other.get(name):
-            return words.get(name, name)
+            return words.get(name, f"another {name}")
     return ""
 
 
