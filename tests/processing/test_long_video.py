@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
-from modeling_mote.processing import VideoDecodeError, classify_windows, decode_video, long_video
+from modeling_mote.processing import VideoDecodeError, classify_windows, decode_video, windows
 
 LABELS = ["archery", "yoga", "flipping the pancake"]
 
@@ -145,14 +145,14 @@ def test_frames_that_no_window_needs_are_let_go(classify, tmp_path, write_video,
     """Of a video of 400 frames, no more are ever alive than a window and a batch need."""
     alive = weakref.WeakSet()
 
-    class Counted(long_video._Frame):
+    class Counted(windows.HeldFrame):
         def __init__(self, *values):
             super().__init__(*values)
             alive.add(self)
             most.append(len(alive))
 
     most = []
-    monkeypatch.setattr(long_video, "_Frame", Counted)
+    monkeypatch.setattr(windows, "HeldFrame", Counted)
     video = write_video(tmp_path / "many.mp4", num_frames=400, size=(32, 32), codec="mpeg4")
     for _ in classify_windows(classify, video, LABELS, window=2, stride=1, batch_size=2):
         pass
