@@ -102,15 +102,16 @@ class Ablation:
         calls = [(unit, worlds[unit.data_seed], self.output) for unit in units]
         rows = side_by_side(paired.run_unit, calls, self.processes, "trainings")
         data = {data_seed: load_world(world, self.output) for data_seed, world in worlds.items()}
-        paired_report.keep_runs([(paired.about(self.scale.world, data), rows)], self.rows["paired"])
+        paired_report.keep_runs([(paired.about(self.scale.world, data, units), rows)], self.rows["paired"])
 
     def compute_elsewhere(self) -> None:
         found = []
         for place in self.scale.elsewhere:
             encode_world(place.world, self.output)
-            calls = [(unit, place.world, self.output) for unit in paired.units_elsewhere(place, self.scale.seeds)]
+            units = paired.units_elsewhere(place, self.scale.seeds)
+            calls = [(unit, place.world, self.output) for unit in units]
             rows = side_by_side(paired.run_unit, calls, self.processes, place.title)
-            about = paired.about(place.world, {0: load_world(place.world, self.output)})
+            about = paired.about(place.world, {0: load_world(place.world, self.output)}, units)
             found.append((about | {"title": place.title}, rows))
         paired_report.keep_runs(found, self.rows["elsewhere"])
 

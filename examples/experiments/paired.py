@@ -1,8 +1,9 @@
 """The deciding run of the ablation: heads that start from the same weights, and what their differences are worth.
 
 A unit is one training: a head, a seed, a number of steps, a drawing of the world's clips and an initialisation.
-Units are ordered so that a run which is cut leaves whole blocks: every head and length of a seed before the next seed,
-every seed of a block before the next block. The claims that are tested were fixed before the first unit was computed.
+Units are ordered so that a run which is cut leaves whole parts: every head of a seed before the next seed, every seed
+of a length before the next length, both lengths of a block before the next block. The claims that are tested were
+fixed before the first unit was computed.
 """
 
 import base64
@@ -101,7 +102,7 @@ def units(seeds: int, lengths: Sequence[int] = LENGTHS, blocks: Sequence[tuple[i
     """Every unit, in the order in which they are computed."""
     return [
         Unit(head, seed, steps, data_seed, init_scale)
-        for (data_seed, init_scale), seed, steps, head in itertools.product(blocks, range(seeds), lengths, HEADS)
+        for (data_seed, init_scale), steps, seed, head in itertools.product(blocks, lengths, range(seeds), HEADS)
     ]
 
 
@@ -221,8 +222,10 @@ def probe(data: Data) -> float:
     return (found == data.labels["test"]).double().mean().item()
 
 
-def about(world: World, data: dict[int, Data]) -> dict[str, Any]:
-    """What all units share: the world, its clips and classes per split, CLIP's and the probe's row per drawing."""
+def about(world: World, data: dict[int, Data], units: list[Unit]) -> dict[str, Any]:
+    """What a run is made of: the world, its clips and classes per split, CLIP's and the probe's row per drawing, and
+    the heads, seeds and lengths that make it whole.
+    """
     any_drawing = next(iter(data.values()))
     references = {}
     for data_seed, each in data.items():
@@ -233,6 +236,9 @@ def about(world: World, data: dict[int, Data]) -> dict[str, Any]:
         }
     return {
         "world": asdict(world),
+        "heads": list(dict.fromkeys(unit.head for unit in units)),
+        "seeds": sorted({unit.seed for unit in units}),
+        "lengths": sorted({unit.steps for unit in units}),
         "clips": {split: len(any_drawing.labels[split]) for split in SPLITS},
         "classes": {split: len(any_drawing.classes[split]) for split in SPLITS},
         "references": references,

@@ -24,7 +24,8 @@ from modeling_mote.processing.files import write_whole
 
 RESAMPLES = 2000
 LEVEL = 0.05
-COLORS = {"mote": "#0072b2", "control": "#009e73"}  # told apart by the colour-blind too; the others are grey
+# Colour (told apart by the colour-blind too), marker and place beside the line of a head, per length of training.
+LOOKS = (("#e69f00", "o", -0.14), ("#0072b2", "s", 0.14))
 MODES = {
     "off": "no modulation",
     "modulated_0.05": "the paper's modulation, gamma 0.05",
@@ -77,7 +78,7 @@ class Run:
     """The rows of a deciding run.
 
     Args:
-        about: its world, clips and classes per split, and the rows of CLIP and of the probe per drawing.
+        about: see `paired.about`.
         rows: one per unit.
     """
 
@@ -86,17 +87,24 @@ class Run:
         self.rows = {
             (row["init_scale"], row["data_seed"], row["steps"], row["head"], row["seed"]): row for row in rows
         }
-        self.seeds = sorted({row["seed"] for row in rows})
-        self.lengths = sorted({row["steps"] for row in rows})
-        # A block counts once it is whole: part of it would be another experiment.
-        self.heads = list(dict.fromkeys(row["head"] for row in rows))
-        needed = list(itertools.product(self.lengths, self.heads, self.seeds))
-        blocks = sorted({(row["init_scale"], row["data_seed"]) for row in rows})
-        self.blocks = [block for block in blocks if all((*block, *each) in self.rows for each in needed)]
-        self.inits = sorted({init for init, _ in self.blocks})
+        self.heads, self.seeds, self.all_lengths = about["heads"], about["seeds"], about["lengths"]
+        # A length of a block counts once it is whole: part of it would be another experiment.
+        needed = list(itertools.product(self.heads, self.seeds))
+        parts = sorted({(row["init_scale"], row["steps"], row["data_seed"]) for row in rows})
+        self.parts = [
+            (init, steps, data_seed)
+            for init, steps, data_seed in parts
+            if all((init, data_seed, steps, *each) in self.rows for each in needed)
+        ]
+        self.inits = sorted({init for init, _, _ in self.parts})
 
-    def drawings(self, init: float) -> list[int]:
-        return [data_seed for each, data_seed in self.blocks if each == init]
+    def lengths(self, init: float) -> list[int]:
+        """The lengths of training that are whole."""
+        return sorted({steps for each, steps, _ in self.parts if each == init})
+
+    def drawings(self, init: float, steps: int) -> list[int]:
+        """The drawings of the clips that are whole."""
+        return [data_seed for *part, data_seed in self.parts if part == [init, steps]]
 
     def values(self, init: float, steps: int, head: str, column: str, mode: str = "off") -> list[float]:
         """A column per seed, the mean over the drawings of the clips."""
@@ -104,7 +112,7 @@ class Run:
         return [
             mean(
                 self.rows[init, data_seed, steps, head, seed]["columns"][mode][place]
-                for data_seed in self.drawings(init)
+                for data_seed in self.drawings(init, steps)
             )
             for seed in self.seeds
         ]
@@ -115,7 +123,7 @@ class Run:
 
     def resampled(self, init: float, steps: int, heads: Sequence[str], column: str) -> dict[str, np.ndarray]:
         """A column of each head in every resample, [resamples]; the resamples of the heads are the same."""
-        draw, drawings = np.random.default_rng(0), self.drawings(init)
+        draw, drawings = np.random.default_rng(0), self.drawings(init, steps)
         weights = {}
         for split in SPLITS[1:]:
             classes, clips = self.about["classes"][split], self.about["clips"][split]
@@ -157,9 +165,9 @@ class Run:
 
 
 def verdicts(run: Run, init: float, claims: Sequence[Claim] = CLAIMS) -> list[dict[str, Any]]:
-    """The claims at every length, tested together."""
+    """The claims at every length that is whole, tested together with those that are not there yet."""
     found = []
-    for steps, claim in itertools.product(run.lengths, claims):
+    for steps, claim in itertools.product(run.lengths(init), claims):
         differences = run.differences(init, steps, claim)
         found.append(
             {
@@ -170,7 +178,9 @@ def verdicts(run: Run, init: float, claims: Sequence[Claim] = CLAIMS) -> list[di
                 "interval": run.interval(init, steps, claim),
             }
         )
-    for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
+    missing = len(run.all_lengths) * len(claims) - len(found)
+    corrected = holm([each["p"] for each in found] + [1.0] * missing)
+    for each, p in zip(found, corrected, strict=False):
         each["holm"] = p
     return found
 
@@ -182,9 +192,9 @@ def word(verdict: dict[str, Any]) -> str:
     return "yes" if mean(verdict["differences"]) > 0 else "the opposite"
 
 
-def claims_table(run: Run, found: list[dict[str, Any]]) -> str:
+def claims_table(found: list[dict[str, Any]]) -> str:
     head = ["claim"]
-    for steps in run.lengths:
+    for steps in dict.fromkeys(each["steps"] for each in found):
         head += [f"{steps} steps: points", "95 % interval", "p (Holm)", "holds"]
     body = []
     for claim in CLAIMS:
@@ -203,7 +213,7 @@ def claims_table(run: Run, found: list[dict[str, Any]]) -> str:
 
 def heads_table(run: Run, init: float, steps: int) -> str:
     body = []
-    references = [run.about["references"][str(data_seed)] for data_seed in run.drawings(init)]
+    references = [run.about["references"][str(data_seed)] for data_seed in run.drawings(init, steps)]
     clip = [100 * mean(each["clip"][place] for each in references) for place in range(len(COLUMNS))]
     body.append(["CLIP, mean over frames", *(f"{value:.1f}" for value in clip)])
     probe = f"{100 * mean(each['probe'] for each in references):.1f}"
@@ -216,10 +226,10 @@ def heads_table(run: Run, init: float, steps: int) -> str:
 def feed_forwards_table(run: Run) -> str:
     """How large the feed-forwards' part is, and what leaving it out after training costs."""
     body = []
-    for init, steps, (name, variant) in itertools.product(run.inits, run.lengths, HEADS.items()):
-        if variant.feed_forwards == "none":
+    for init, (name, variant), steps in itertools.product(run.inits, HEADS.items(), run.all_lengths):
+        if variant.feed_forwards == "none" or steps not in run.lengths(init):
             continue
-        rows = [run.rows[init, data, steps, name, seed] for data in run.drawings(init) for seed in run.seeds]
+        rows = [run.rows[init, data, steps, name, seed] for data in run.drawings(init, steps) for seed in run.seeds]
         norms = [mean(row["norms"][part] for row in rows) for part in ("attention", "feed_forward")]
         lost = [
             run.values(init, steps, name, column, mode)
@@ -234,7 +244,7 @@ def feed_forwards_table(run: Run) -> str:
 
 def modulation_table(run: Run, init: float) -> str:
     body = []
-    for steps, name, mode in itertools.product(run.lengths, ("mote", "attention"), MODES):
+    for steps, name, mode in itertools.product(run.lengths(init), ("mote", "attention"), MODES):
         cells = (spread(run.values(init, steps, name, column, mode)) for column in COLUMNS)
         body.append([f"{HEADS[name].title}, {steps} steps, {MODES[mode]}", *cells])
     return table(["top-1, %", *COLUMNS.values()], body)
@@ -242,13 +252,14 @@ def modulation_table(run: Run, init: float) -> str:
 
 def settings_line(run: Run) -> str:
     clips, classes = run.about["clips"], run.about["classes"]
-    blocks = "; ".join(
-        f"initialisation {init}: {len(run.drawings(init))} drawing{'s' * (len(run.drawings(init)) > 1)} of the clips"
-        for init in run.inits
-    )
     named = zip(SPLITS[1:], ("trained", "compositions", "objects", "motions"), strict=True)
     scored = ", ".join(f"{clips[split]} of {classes[split]} {COLUMNS[column]}" for split, column in named)
-    return f"{len(run.seeds)} seeds; {blocks}. Clips scored per drawing: {scored}."
+    parts = "; ".join(
+        f"initialisation {init}, {steps} steps: {len(run.drawings(init, steps))} of the clips' drawings"
+        for init in run.inits
+        for steps in run.lengths(init)
+    )
+    return f"{len(run.seeds)} seeds. Whole so far: {parts}. Clips scored per drawing: {scored}."
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -265,7 +276,7 @@ def plot_heads(run: Run, init: float, path: Path) -> None:
         ("classes it was trained on", "classes it never saw"),
         strict=True,
     ):
-        for steps, color, marker, shift in zip(run.lengths, ("#e69f00", "#0072b2"), "os", (-0.14, 0.14), strict=True):
+        for steps, (color, marker, shift) in zip(run.lengths(init), LOOKS, strict=False):
             for place, name in enumerate(titles):
                 per_column = [run.values(init, steps, name, column) for column in columns]
                 seeds = [100 * mean(each) for each in zip(*per_column, strict=True)]
@@ -286,11 +297,11 @@ def plot_heads(run: Run, init: float, path: Path) -> None:
     save(figure, path)
 
 
-def plot_claims(run: Run, found: list[dict[str, Any]], path: Path) -> None:
+def plot_claims(found: list[dict[str, Any]], path: Path) -> None:
     """The difference of each claim with its interval, after each length of training."""
     figure = Figure(figsize=(9.5, 4.2))
     axis = figure.subplots(gridspec_kw={"left": 0.44, "right": 0.97, "bottom": 0.13, "top": 0.97})
-    for steps, color, marker, shift in zip(run.lengths, ("#e69f00", "#0072b2"), "os", (-0.14, 0.14), strict=True):
+    for steps, (color, marker, shift) in zip(dict.fromkeys(each["steps"] for each in found), LOOKS, strict=False):
         for place, claim in enumerate(CLAIMS):
             verdict = next(each for each in found if each["claim"] == claim and each["steps"] == steps)
             middle = 100 * mean(verdict["differences"])
@@ -344,18 +355,19 @@ def kept_runs(path: Path) -> list[Run]:
 
 def report(run: Run, page: Path, pictures: Path) -> str:
     """Draws the pictures and fills the tables of the page in; returns the tables."""
-    if not run.blocks:
-        raise ValueError("No block of the deciding run is whole yet: run it on, or with fewer --seeds.")
+    if not run.parts:
+        raise ValueError("No block of the deciding run is whole yet: run it on, or with fewer seeds.")
     tables = {"paired_settings": settings_line(run)}
     for init in run.inits:
         found = verdicts(run, init)
         suffix = "" if init == run.inits[0] else "_wide"
-        tables[f"claims{suffix}"] = claims_table(run, found)
-        for place, steps in enumerate(run.lengths):
-            tables[f"heads_{'long' if place else 'short'}{suffix}"] = heads_table(run, init, steps)
+        tables[f"claims{suffix}"] = claims_table(found)
+        for steps in run.lengths(init):
+            length = "short" if steps == run.all_lengths[0] else "long"
+            tables[f"heads_{length}{suffix}"] = heads_table(run, init, steps)
         if not suffix:
             plot_heads(run, init, pictures / "heads.png")
-            plot_claims(run, found, pictures / "claims.png")
+            plot_claims(found, pictures / "claims.png")
             tables["modulation"] = modulation_table(run, init)
     tables["feed_forwards"] = feed_forwards_table(run)
     write_tables(page, tables)
@@ -366,7 +378,7 @@ def report_elsewhere(runs: list[Run], page: Path) -> str:
     """Fills in the tables of the other worlds: what each head scores, and MoTE's differences to the others."""
     tables, lines = {}, []
     for place, run in enumerate(runs):
-        steps = run.lengths[0]
+        steps = run.lengths(1.0)[0]
         tables[f"elsewhere_{place}"] = heads_table(run, 1.0, steps)
         claims = [claim for claim in CLAIMS if {claim.ours, claim.other} <= set(run.heads)]
         found = verdicts(run, 1.0, claims)

@@ -225,6 +225,9 @@ def run_of(seeds=4, blocks=((0, 1.0),), better=0.1):
         )
     reference = {"clip": [0.5] * len(worlds.COLUMNS), "probe": 0.9}
     about = {
+        "heads": list(paired.HEADS),
+        "seeds": list(range(seeds)),
+        "lengths": [10, 20],
         "clips": {split: n for split, (_, n) in sizes.items()},
         "classes": {split: classes for split, (classes, _) in sizes.items()},
         "references": {"0": reference, "1": reference},
@@ -249,10 +252,14 @@ def test_a_block_counts_once_it_is_whole(tmp_path):
     import paired_report
 
     run = run_of(seeds=2, blocks=((0, 1.0), (1, 1.0)))
-    assert run.blocks == [(1.0, 0), (1.0, 1)]
+    assert run.parts == [(1.0, 10, 0), (1.0, 10, 1), (1.0, 20, 0), (1.0, 20, 1)]
     rows = list(run.rows.values())
     cut = paired_report.Run(run.about, rows[:-1])
-    assert cut.blocks == [(1.0, 0)] and cut.drawings(1.0) == [0]
+    assert cut.drawings(1.0, 10) == [0, 1] and cut.drawings(1.0, 20) == [0]
+    # What is not there yet counts among the claims that are tested together.
+    cut = paired_report.Run(run.about, rows[: len(rows) // 4] + rows[len(rows) // 2 : -1])
+    whole, part = paired_report.verdicts(run, 1.0), paired_report.verdicts(cut, 1.0)
+    assert len(whole) == 2 * len(part) == 16 and all(each["holm"] >= min(1, 8 * each["p"]) for each in part[:1])
     with pytest.raises(ValueError, match="No block"):
         paired_report.report(paired_report.Run(run.about, rows[:5]), tmp_path / "page.md", tmp_path)
 
@@ -277,14 +284,15 @@ def test_report_names_what_is_shown_and_what_is_not(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- command
 
 
-def test_units_come_seed_by_seed_and_block_by_block():
+def test_units_come_seed_by_seed_length_by_length_and_block_by_block():
     import paired
 
     units = paired.units(2)
-    per_seed = len(paired.HEADS) * len(paired.LENGTHS)
-    assert len(units) == len(set(units)) == 2 * per_seed * len(paired.BLOCKS)
-    assert {(unit.seed, unit.data_seed, unit.init_scale) for unit in units[:per_seed]} == {(0, 0, 1.0)}
-    assert {(unit.data_seed, unit.init_scale) for unit in units[: 2 * per_seed]} == {(0, 1.0)}
+    heads, lengths = len(paired.HEADS), len(paired.LENGTHS)
+    assert len(units) == len(set(units)) == 2 * heads * lengths * len(paired.BLOCKS)
+    assert {(unit.seed, unit.steps, unit.data_seed) for unit in units[:heads]} == {(0, paired.LENGTHS[0], 0)}
+    assert {unit.steps for unit in units[: 2 * heads]} == {paired.LENGTHS[0]}
+    assert {(unit.data_seed, unit.init_scale) for unit in units[: 2 * heads * lengths]} == {(0, 1.0)}
 
 
 def test_unit_of_other_settings_is_refused(data, tmp_path, monkeypatch):
@@ -294,7 +302,7 @@ def test_unit_of_other_settings_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(paired, "load_world", lambda world, output: data)
     unit = paired.Unit("plain", 0, STEPS, 0, 1.0)
     row = paired.run_unit(unit, survey.WORLD, tmp_path)
-    (path,) = (tmp_path / "units").iterdir()
+    (path,) = (tmp_path / "units").rglob("*.json")
     written = path.stat().st_mtime_ns
     assert paired.run_unit(unit, survey.WORLD, tmp_path) == row and path.stat().st_mtime_ns == written
     path.unlink()  # its head is kept
@@ -354,7 +362,7 @@ def test_quick_run_resumes(tmp_path):
     command = [sys.executable, str(SCRIPT), "--quick", "--output", str(tmp_path / "run")]
     finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert finished.returncode == 0, finished.stderr
-    rows = sorted((tmp_path / "run" / "units").glob("*.json"))
+    rows = sorted((tmp_path / "run" / "units").rglob("*.json"))
     written = {row: row.stat().st_mtime_ns for row in rows}
     for name in ("heads", "claims"):
         assert (tmp_path / "run" / "ablation" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
