@@ -12,7 +12,10 @@
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,11 +34,14 @@ from .processing.reading import (
     ReadingProcesses,
     VideoPart,
     describe_death,
+    describe_error,
     read_in_processes,
+    recorded_warnings,
 )
 from .processing.video_options import READING_OPTIONS
+from .processing.windows import WINDOW_OPTIONS, WindowEncoder, WindowReader, Windows, check_window
 from .shards import RECORD_FORMAT
-from .video_features import embed_videos
+from .video_features import embed_frames, embed_videos
 
 RESULT_COLUMNS = ("start", "end", "embedding", "scores", "error", "warning")
 
@@ -93,11 +99,12 @@ class VideoScorer:
         device: str | None = None,
         **reading: Any,
     ) -> None:
-        if unknown := sorted(reading.keys() - set(READING_OPTIONS)):
-            raise ValueError(f"unknown argument {unknown[0]!r}: VideoScorer takes {', '.join(READING_OPTIONS)} too")
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}: pass a whole number from {least} on")
+        known = READING_OPTIONS if window is None else WINDOW_OPTIONS
+        if unknown := sorted(reading.keys() - set(known)):
+            raise ValueError(f"unknown argument {unknown[0]!r} of VideoScorer: it reads by {', '.join(known)}")
+        check_window(1.0 if window is None else window, stride, batch_size)
+        if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
+            raise ValueError(f"num_workers is {num_workers!r}: pass a whole number from 0 on")
         # A folder is the same one for a process that works elsewhere.
         self.model = os.path.abspath(model) if os.path.isdir(model) else model
         self.candidates = None if labels is None else parse_candidates(labels)
@@ -213,30 +220,63 @@ class VideoScorer:
         Raises:
             ValueError: See `__call__`.
         """
-        batch: list[tuple[int, Reading]] = []
-        for index, reading in self._read(parts):
-            batch.append((index, reading))
-            if len(batch) == self.batch_size:
-                yield from self._score(parts, batch)
-                batch = []
-        yield from self._score(parts, batch)
+        yield from self._score_whole(parts) if self.window is None else self._score_windows(parts)
 
-    def _read(self, parts: Sequence[VideoPart]) -> Iterator[tuple[int, Reading]]:
+    def _score_whole(self, parts: Sequence[VideoPart]) -> Iterator[tuple[int, Scored]]:
+        batch: list[tuple[int, Reading]] = []
         for index, reading in self.ready.processes.read(parts):
             if isinstance(reading, ProcessDied):  # of the file, or killed by somebody: alone, it will show
                 [(_, reading)] = read_in_processes(self.ready.reader, [parts[index]], 1)
             if isinstance(reading, ProcessDied):
                 reading = Reading(error=describe_death(reading, parts[index].name))
-            yield index, reading
+            batch.append((index, reading))
+            if len(batch) == self.batch_size:
+                yield from self._score_batch(parts, batch)
+                batch = []
+        yield from self._score_batch(parts, batch)
 
-    def _score(self, parts: Sequence[VideoPart], batch: Sequence[tuple[int, Reading]]) -> Iterator[tuple[int, Scored]]:
+    def _score_batch(
+        self, parts: Sequence[VideoPart], batch: Sequence[tuple[int, Reading]]
+    ) -> Iterator[tuple[int, Scored]]:
+        ready = self.ready
         read = [torch.from_numpy(reading.pixels) for _, reading in batch if reading.pixels is not None]
-        embeds, scores = self.ready.embed(read) if read else (iter(()), iter(()))
+        rows = (
+            ready.rows(*embed_videos(ready.model, ready.video_processor, read, ready.class_embeds)) if read else None
+        )
+        place = 0
         for index, reading in batch:
             result = Scored([(parts[index].start, parts[index].end)], error=reading.error, warning=reading.warning)
-            if reading.pixels is not None:
-                result = result._replace(embeds=next(embeds)[None], scores=next(scores))
+            if rows is not None and reading.pixels is not None:
+                result = result._replace(**{name: each[place : place + 1] for name, each in rows.items()})
+                place += 1
             yield index, result
+
+    def _score_windows(self, parts: Sequence[VideoPart]) -> Iterator[tuple[int, Scored]]:
+        for index, pieces in groupby(self.ready.processes.read(parts), key=itemgetter(0)):
+            result = self._score_video(pieces)
+            if isinstance(result, ProcessDied):  # as above
+                result = self._score_video(read_in_processes(self.ready.reader, [parts[index]], 1))
+            if isinstance(result, ProcessDied):
+                result = Scored([(None, None)], error=describe_death(result, parts[index].name))
+            yield index, result
+
+    def _score_video(self, pieces: Iterator[tuple[int, Any]]) -> Scored | ProcessDied:
+        """All the windows of one video, which come in pieces; with an error, none of them."""
+        ready = self.ready
+        encoder = WindowEncoder(ready.model, ready.video_processor, ready.num_frames)
+        spans: list[tuple[float | None, float | None]] = []
+        rows: list[dict[str, np.ndarray]] = []
+        for _, piece in pieces:
+            if isinstance(piece, ProcessDied):
+                return piece
+            if isinstance(piece, Reading):  # the last
+                if piece.error is not None:
+                    return Scored([(None, None)], error=piece.error)
+                columns = {name: np.concatenate([each[name] for each in rows]) for name in rows[0]}
+                return Scored(spans, **columns, warning=piece.warning)
+            spans += piece.spans
+            rows.append(ready.rows(*embed_frames(ready.model, encoder(piece), ready.class_embeds)))
+        raise AssertionError("the last piece of a video is a Reading")
 
 
 class _Ready:
@@ -250,15 +290,35 @@ class _Ready:
             None if scorer.candidates is None else classify.class_features(scorer.candidates, scorer.prompts)
         )
         own_frames = self.video_processor.frames_per_clip(self.model.config)
-        self.reader = PixelReader(self.video_processor, own_frames, scorer.reading)
+        self.num_frames = scorer.reading.get("num_frames", own_frames or self.model.config.num_frames)
         self.video_processor.reading_options(**scorer.reading)  # a bad one is no fault of the files
+        self.reader: PixelReader | _WindowsOfFile = PixelReader(self.video_processor, own_frames, scorer.reading)
+        if scorer.window is not None:
+            settings = (scorer.window, scorer.stride, scorer.batch_size, scorer.reading)
+            self.reader = _WindowsOfFile(WindowReader(self.video_processor, self.num_frames, *settings))
         self.processes = ReadingProcesses(self.reader, scorer.num_workers)
 
-    def embed(self, videos: Sequence[torch.Tensor]) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray | None]]:
-        """Embeddings [d] and scores [1, c] of the pixels of videos, one after another."""
-        embeds, logits = embed_videos(self.model, self.video_processor, videos, self.class_embeds)
-        scores = [None] * len(videos) if logits is None else list(logits.softmax(-1)[:, None].numpy())
-        return iter(embeds.numpy()), iter(scores)
+    @staticmethod
+    def rows(embeds: torch.Tensor, logits: torch.Tensor | None) -> dict[str, np.ndarray]:
+        """Embeddings [b, d], and scores [b, c] if there are labels, by the names of `Scored`."""
+        rows = {"embeds": embeds.numpy()}
+        return rows if logits is None else rows | {"scores": logits.softmax(-1).numpy()}
+
+
+@dataclass
+class _WindowsOfFile:
+    """A video → its `Windows`, some at a time, and at the end a `Reading` with the error or the warning."""
+
+    reader: WindowReader
+
+    def __call__(self, part: VideoPart) -> Iterator[Windows | Reading]:
+        with recorded_warnings() as warned:
+            try:
+                yield from self.reader.read(self.reader.open(part.video, part.name))
+            except Exception as error:  # whatever escapes a decoder is this file's
+                yield Reading(error=describe_error(error, part.name))
+                return
+        yield Reading(warning=warned())
 
 
 @cache
