@@ -93,6 +93,33 @@ def write_video() -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def shapes_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's CLIP with temporal layers that were hardly trained: it knows colours and shapes, but not motions."""
+    from transformers import AutoTokenizer
+
+    from modeling_mote import MoTEForVideoClassification
+    from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
+
+    folder = tmp_path_factory.mktemp("shapes") / "model"
+    clip, names = (
+        Path(__file__).resolve().parents[1] / "examples" / "moving_shapes_clip",
+        ["red bar growing", "blue star spinning"],
+    )
+    tokenizer = AutoTokenizer.from_pretrained(clip)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MoTEForVideoClassification.from_pretrained(clip)
+        with torch.no_grad():
+            for weight in model.temporal_model.parameters():
+                weight += 0.01 * torch.randn_like(weight)
+    model.set_training_classes(names, encode_classes(model, tokenizer, names))
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    model.save_pretrained(folder)
+    MoTEProcessor(MoTEVideoProcessor(num_frames=8, **sizes), tokenizer).save_pretrained(folder)
+    return folder
+
+
 def pytest_unconfigure() -> None:
     """Remove the temporary caches."""
     shutil.rmtree(_HF_HOME, ignore_errors=True)

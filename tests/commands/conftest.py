@@ -17,11 +17,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from modeling_mote import MoTEForVideoClassification
 from modeling_mote.commands.command_line import run_command
-from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, encode_classes
 from modeling_mote.processing.label_sets import load_label_set
 
 # Where there is an accelerator, two processes would need two of them.
@@ -211,25 +209,6 @@ def make_clip() -> Callable[..., Path]:
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CLIP: frames of 32 × 32, d = 16."""
     return tiny_clip(tmp_path_factory.mktemp("clip") / "tiny-clip")
-
-
-@pytest.fixture(scope="session")
-def shapes_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's CLIP with temporal layers that were hardly trained: it knows colours and shapes, but not motions."""
-    folder = tmp_path_factory.mktemp("shapes") / "model"
-    clip, names = EXAMPLES / "moving_shapes_clip", ["red bar growing", "blue star spinning"]
-    tokenizer = AutoTokenizer.from_pretrained(clip)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = MoTEForVideoClassification.from_pretrained(clip)
-        with torch.no_grad():
-            for weight in model.temporal_model.parameters():
-                weight += 0.01 * torch.randn_like(weight)
-    model.set_training_classes(names, encode_classes(model, tokenizer, names))
-    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    model.save_pretrained(folder)
-    MoTEProcessor(MoTEVideoProcessor(num_frames=8, **sizes), tokenizer).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
