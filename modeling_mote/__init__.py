@@ -9,6 +9,7 @@ from .processing.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .configuration_mote import MoTEConfig, MoTETemporalConfig
+    from .explanation import Explanation, explain
     from .modeling_mote import MoTEForVideoClassification, MoTEModel, MoTETemporalModel
     from .modulation_search import choose_modulation_temperature
 
@@ -17,12 +18,14 @@ __version__ = "0.2.0"
 __getattr__ = lazy_names(
     __name__,
     {
+        "Explanation": "explanation",
         "MoTEConfig": "configuration_mote",
         "MoTEForVideoClassification": "modeling_mote",
         "MoTEModel": "modeling_mote",
         "MoTETemporalConfig": "configuration_mote",
         "MoTETemporalModel": "modeling_mote",
         "choose_modulation_temperature": "modulation_search",
+        "explain": "explanation",
     },
 )
 
@@ -39,12 +42,14 @@ if not _is_command():
     importlib.import_module(".registration", __name__)
 
 __all__ = [
+    "Explanation",
     "MoTEConfig",
     "MoTEForVideoClassification",
     "MoTEModel",
     "MoTETemporalConfig",
     "MoTETemporalModel",
     "choose_modulation_temperature",
+    "explain",
 ]
 
 

@@ -7,6 +7,7 @@ from .command_line import report_error, run_command, suggestion
 
 COMMANDS = {
     "classify": "score videos against labels",
+    "explain": "show why a video has a label's score: frames, patches, shares",
     "search": "index a folder of videos, then find videos by a text",
     "train": "train MoTE on your own videos or on a benchmark",
     "evaluate": "score a checkpoint under a protocol of the paper, or on your own clips",
