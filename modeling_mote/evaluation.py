@@ -4,15 +4,12 @@ A run that is started again, with everything that its scores depend on unchanged
 adds what is missing.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -23,42 +20,138 @@ from transformers.utils import cached_file
 from . import __version__
 from .blending import blend_with_clip
 from .feature_cache import class_features, fingerprint, reading_version
-from .loading import load_checkpoint, read_record
+from .loading import load_checkpoint, load_clip, read_record
+from .measuring import measure_variant, spread, summarise
 from .modeling_mote import MoTEModel
 from .processing import MoTEProcessor
-from .processing.builders import list_sha256, load_videos
+from .processing.builders import list_sha256
 from .processing.clips import VideoClips
 from .processing.files import only_run
-from .processing.label_sets import LabelSet, load_label_set, read_label_file
-from .processing.metrics.accuracy import per_class_accuracy, topk_accuracy
-from .processing.prompts import get_prompt_set
-from .processing.protocols import (
-    Protocol,
-    get_protocol,
-    half_classes_accuracy,
-    mean_and_std,
-)
+from .processing.label_sets import LabelSet
+from .processing.protocols import Protocol, get_protocol
+from .protocol_data import ClipList, load_lists, reword
 from .results import RESULT_FILE, read_result, result_folder, write_result
-from .scoring import ClipScorer, Scored, ScoreLog, gather_scores, score_clips
+from .scoring import ClipScorer, Scored, ScoreLog, Variant, gather_scores, score_clips
+
+OWN = "protocol"  # the variant whose score is the result
+# What a result is beside: the temporal layers left out, and taken in full.
+UNMODULATED = {"rho_0": 0.0, "rho_1": 1.0}
 
 
 @dataclass
-class ClipList:
-    """A list of clips that is scored on its own, and its candidate classes.
+class Scoring:
+    """Everything that the scores of a run depend on, loaded.
 
     Attributes:
-        config: configuration of the benchmark, such as `split1`; None for a list of the user's.
-        split: split that is scored.
-        rows: the clips, undecoded.
-        label_set: the c classes, in the order of the rows' labels.
-        names: what the text tower reads for them, c texts.
+        rules: the protocol.
+        lists: what is scored.
+        model: the checkpoint as the protocol scores it.
+        processor: its processor.
+        modulate: whether temporal feature modulation is on.
+        wordings: {file: the texts that it gives for the classes of each list}, under which the same frames are scored.
+        clip: the CLIP that is scored beside the checkpoint; None without baselines.
+        own_frames: whether the CLIP's frame features are the checkpoint's, whose image tower was not trained.
     """
 
-    config: str | None
-    split: str
-    rows: Any
-    label_set: LabelSet
-    names: list[str]
+    rules: Protocol
+    lists: list[ClipList]
+    model: MoTEModel
+    processor: MoTEProcessor
+    modulate: bool
+    wordings: Mapping[str, list[LabelSet]]
+    clip: CLIPModel | None = None
+    own_frames: bool = False
+
+    def add_clip(self, model: str, clip: str | None) -> dict[str, Any]:
+        """Load the CLIP to score beside the checkpoint, and say what the result says about it.
+
+        Args:
+            model: folder or Hub id of the checkpoint, which names the CLIP that it was trained from.
+            clip: another one.
+
+        Raises:
+            ValueError: if it names none, or it can't be loaded or compared.
+        """
+        name = clip or named_clip(model)
+        if name is None:
+            raise ValueError(
+                f"A baseline is the CLIP that {model} was trained from, which it does not name: name it as `clip`."
+            )
+        self.clip = load_clip(name).to(self.model.device).eval()
+        own, theirs = self.model.state_dict(), self.clip.state_dict()
+        tower = [key for key in theirs if key.startswith(("vision_model.", "visual_projection."))]
+        if any(key not in own or own[key].shape != theirs[key].shape for key in tower):
+            raise ValueError(f"{name} has another image tower than {model}: name the CLIP that it was trained from.")
+        # A blend of equal weights is equal but for its last digit.
+        self.own_frames = all(torch.allclose(own[key], theirs[key], rtol=1e-6, atol=1e-8) for key in tower)
+        return {"name": name, "image_tower_trained": not self.own_frames}
+
+    def beside(self) -> dict[str, str]:
+        """What is scored beside the protocol's own number, as the name of a folder tells it."""
+        found = {} if self.clip is None else {"baseline": fingerprint(self.clip)[:8]}
+        return found | ({"wordings": fingerprint(self._texts())[:8]} if self.wordings else {})
+
+    def key(self, changed: Mapping[str, Any], mixed_precision: str) -> str:
+        """What changes with anything that a score depends on."""
+        settings = [asdict(self.rules), changed, mixed_precision, reading_version(), self.processor.to_dict()]
+        return fingerprint(
+            self.model, settings, [each.identity() for each in self.lists], self._texts(), self.beside()
+        )
+
+    def _texts(self) -> list[Any]:
+        return [[file, [list(each.candidates.items()) for each in found]] for file, found in self.wordings.items()]
+
+    def variants(self, part: int, cache_dir: str | None) -> dict[str, Variant]:
+        """The ways in which the clips of one list are scored, the protocol's own first."""
+
+        def encode(wording: LabelSet, model: CLIPModel = self.model) -> torch.Tensor:
+            return class_features(model, self.processor, wording.candidates, self.rules.prompts, cache_dir)
+
+        wording, rho = self.lists[part].wording, None if self.modulate else 1.0
+        found = {OWN: Variant(encode(wording), rho)}
+        found |= {f"wording {file}": Variant(encode(texts[part]), rho) for file, texts in self.wordings.items()}
+        if self.clip is not None:
+            sees = None if self.own_frames else self.clip
+            found["clip"] = Variant(encode(wording, self.clip), 0.0, sees)
+            found |= {name: Variant(found[OWN].class_embeds, value) for name, value in UNMODULATED.items()}
+        return found
+
+    def score(
+        self, log: ScoreLog, accelerator: Accelerator, batch_size: int, num_workers: int, cache_dir: str | None
+    ) -> list[Scored]:
+        """Score every list by all processes: the same scores on each of them."""
+        scored = []
+        for part, each in enumerate(self.lists):
+            with accelerator.main_process_first():
+                variants = self.variants(part, cache_dir)
+            clips = VideoClips(
+                each.rows,
+                self.processor.video_processor,
+                num_frames=self.model.config.num_frames,
+                sampling=self.rules.sampling,
+                num_clips=self.rules.num_clips,
+                num_crops=self.rules.num_crops,
+                square_pixels=self.rules.square_pixels,
+            )
+            score = ClipScorer(self.model, variants, self.rules.score_rule, accelerator)
+            title = " ".join([self.rules.name, *([each.config] if each.config else [])])
+            score_clips(clips, score, log, part, batch_size, num_workers, accelerator, title)
+            scored.append(gather_scores(log, part, clips, len(each.wording), list(variants), accelerator))
+        return scored
+
+    def summarise(self, scored: Sequence[Scored]) -> dict[str, Any]:
+        """What was measured, as a result holds it, and what is beside it."""
+        summary = summarise(self.rules, self.lists, scored, self.model.logit_scale.detach().exp().item())
+        if self.clip is not None:
+            summary["baselines"] = {name: measure_variant(self.rules, scored, name) for name in ("clip", *UNMODULATED)}
+        if self.wordings:
+            files = [
+                {"file": file, "names_sha256": [each.sha256 for each in texts]}
+                | measure_variant(self.rules, scored, f"wording {file}")
+                for file, texts in self.wordings.items()
+            ]
+            summary["wordings"] = {"files": files, "spread": spread(self.rules, files)}
+        return summary | {"num_frames": self.model.config.num_frames, "modulation": self.modulate}
 
 
 def evaluate(
@@ -71,9 +164,11 @@ def evaluate(
     list_dir: str | None = None,
     split: str = "test",
     labels: str | None = None,
+    wordings: Sequence[str] = (),
     allow_empty_classes: bool = False,
     alpha: float | None = None,
     clip: str | None = None,
+    baseline: bool = False,
     modulate: bool = True,
     merge_temperature: str | None = None,
     output: str | None = None,
@@ -93,10 +188,14 @@ def evaluate(
         data_dir: folder of a benchmark's videos and official lists.
         list_dir: folder of the official lists, if they are not below `data_dir`.
         split: split of `data`.
-        labels: file of other names for the classes, in their order.
+        labels: file of other names for the classes or of their descriptions, see `protocol_data.reword`.
+        wordings: more files of this kind, under each of which the same frames are scored; what the number is under
+            them, and its spread, is put beside it.
         allow_empty_classes: accept a part of a benchmark, with classes that have no clip.
         alpha: weight of the fine-tuned image tower against CLIP's, in place of the protocol's.
-        clip: the CLIP to blend with; the one that the checkpoint names by default.
+        clip: the CLIP to blend with, and for `baseline`; the one that the checkpoint names by default.
+        baseline: put beside the number what CLIP gives by the mean over frames, and the same weights with rho = 0 and
+            rho = 1.
         modulate: False scores with rho = 1.
         merge_temperature: temperature at which the experts are merged; uniformly by default.
         output: folder of the result; see `results.result_folder` for the default.
@@ -114,7 +213,7 @@ def evaluate(
             should be, the output can't be written, or holds another result.
     """
     rules, main = get_protocol(protocol), accelerator.is_main_process
-    _check_request(rules, data, labels)
+    _check_request(rules, data, wordings)
     modulate = rules.modulate and modulate
     with ExitStack() as stack:
         if main:  # whatever keeps the output from being written shows before the work
@@ -124,17 +223,19 @@ def evaluate(
         changed = _deviations(rules, model, alpha, modulate, merge_temperature, labels, allow_empty_classes)
         with accelerator.main_process_first():
             lists = load_lists(rules, data, data_dir, list_dir, split, labels, allow_empty_classes)
+        texts = {file: reword([each.label_set for each in lists], file) for file in wordings}
         scored_model, processor, facts = load_to_score(rules, model, alpha, clip, merge_temperature)
-        scored_model.to(accelerator.device)
-        _note_model(changed, rules, scored_model, lists)
+        scoring = Scoring(rules, lists, scored_model.to(accelerator.device), processor, modulate, texts)
+        if baseline:
+            facts["baseline_clip"] = scoring.add_clip(model, clip)
+        _note_model(changed, scoring)
         folder = Path(output or "")
         if output is None:
             own_list = "" if data is None else list_sha256(lists[0].rows)
-            folder = result_folder(protocol, changed, model, facts["checkpoint_sha256"], own_list)
+            folder = result_folder(protocol, changed, model, facts["checkpoint_sha256"], own_list, scoring.beside())
             if main:
                 stack.enter_context(only_run(folder))
-        settings = [asdict(rules), changed, str(accelerator.mixed_precision), reading_version(), processor.to_dict()]
-        (key,) = broadcast_object_list([fingerprint(scored_model, settings, [_identity(each) for each in lists])])
+        (key,) = broadcast_object_list([scoring.key(changed, str(accelerator.mixed_precision))])
         (finished,) = broadcast_object_list([_finished(folder, key) if main else None])
         if finished is not None:
             say(f"{folder} holds this result already.")
@@ -145,15 +246,11 @@ def evaluate(
         total = sum(len(each.rows) for each in lists)
         kept = f", {len(log.rows)} of them scored before" if log.rows else ""
         say(f"{total} clips{kept}; scores are kept in {folder}: an interrupted run goes on with the same command.")
-        scored = _score_lists(
-            rules, lists, scored_model, processor, modulate, log, accelerator, batch_size, num_workers, cache_dir
-        )
+        scored = scoring.score(log, accelerator, batch_size, num_workers, cache_dir)
         result = {
             "protocol": protocol,
             "deviations": changed,
-            **summarise(rules, lists, scored),
-            "num_frames": scored_model.config.num_frames,
-            "modulation": modulate,
+            **scoring.summarise(scored),
             **facts,
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision if accelerator.native_amp else "no",
@@ -163,7 +260,7 @@ def evaluate(
         }
         if main:
             pairs = list(zip(lists, scored, strict=True))
-            tables = [(each.label_set, found.scores, found.labels) for each, found in pairs]
+            tables = [(each.label_set, found.scores[OWN], found.labels) for each, found in pairs]
             bad = [(each.config or "", *video) for each, found in pairs for video in found.unread]
             write_result(folder, result, tables, bad)
         accelerator.wait_for_everyone()
@@ -174,7 +271,7 @@ def evaluate(
 # ------------------------------------------------------------------------------------------------------- what is asked
 
 
-def _check_request(protocol: Protocol, data: str | None, labels: str | None) -> None:
+def _check_request(protocol: Protocol, data: str | None, wordings: Sequence[str]) -> None:
     """Refuse what the protocol has no room for."""
     if (protocol.builder is None) != (data is not None):
         raise ValueError(
@@ -182,8 +279,8 @@ def _check_request(protocol: Protocol, data: str | None, labels: str | None) -> 
             if protocol.builder is None
             else f"{protocol.name} scores {protocol.builder}: give its folder as `data_dir`, not as `data`."
         )
-    if labels is not None and len({part.label_set for part in protocol.parts}) > 1:
-        raise ValueError(f"{protocol.name} has several lists of classes, which one file of labels can't rephrase.")
+    if len(set(wordings)) < len(wordings):
+        raise ValueError(f"The wordings {', '.join(wordings)} hold a file twice: name each once.")
 
 
 def _deviations(
@@ -218,55 +315,14 @@ def _deviations(
     return changed
 
 
-def _note_model(changed: dict[str, Any], protocol: Protocol, model: MoTEModel, lists: Sequence[ClipList]) -> None:
+def _note_model(changed: dict[str, Any], scoring: Scoring) -> None:
     """Add to the deviations what the checkpoint itself makes differ from the protocol."""
-    if model.config.num_frames != protocol.num_frames:
-        changed["num_frames"] = model.config.num_frames
-    trained = set(model.config.id2label.values())
-    if protocol.task != "zero-shot" and any(set(each.label_set.classes) != trained for each in lists):
+    rules, config = scoring.rules, scoring.model.config
+    if rules.num_frames not in (None, config.num_frames):
+        changed["num_frames"] = config.num_frames
+    trained, fixed = set(config.id2label.values()), rules.task in ("close-set", "few-shot")
+    if fixed and any(set(each.label_set.classes) != trained for each in scoring.lists):
         changed["training_classes"] = "others"
-
-
-def load_lists(
-    protocol: Protocol,
-    data: str | None,
-    data_dir: str | None,
-    list_dir: str | None,
-    split: str,
-    labels: str | None,
-    allow_empty_classes: bool,
-) -> list[ClipList]:
-    """The lists of clips that a protocol scores, with their classes; see `evaluate` for the arguments.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_videos`, and if `labels` has another number of names.
-    """
-    options: dict[str, Any] = {"allow_empty_classes": allow_empty_classes}
-    options |= {
-        name: value
-        for name, value in (("data_dir", data_dir), ("list_dir", list_dir))
-        if value is not None or protocol.builder is not None
-    }
-    if protocol.builder is None:
-        rows: Any = load_videos(str(data), split, **options)
-        label_set = LabelSet("labels", tuple(rows.features["label"].names))
-        return [ClipList(None, split, rows, label_set, _texts(label_set, labels))]
-    lists = []
-    for part in protocol.parts:
-        label_set = load_label_set(part.label_set)
-        rows = load_videos(protocol.builder, part.split, name=part.config, **options)
-        lists.append(ClipList(part.config, part.split, rows, label_set, _texts(label_set, labels)))
-    return lists
-
-
-def _texts(label_set: LabelSet, labels: str | None) -> list[str]:
-    """The texts that the text tower reads for the classes: their names, or those of a file."""
-    if labels is None:
-        return list(label_set.classes)
-    rephrased = list(read_label_file(labels).classes)
-    if len(rephrased) != len(label_set):
-        raise ValueError(f"{labels} names {len(rephrased)} classes, but {label_set.name} has {len(label_set)}.")
-    return rephrased
 
 
 def load_to_score(
@@ -292,18 +348,17 @@ def load_to_score(
     facts: dict[str, Any] = {"checkpoint": model, "revision": None, "checkpoint_sha256": fingerprint(loaded)}
     if not Path(model).is_dir():  # the Hub's cache keeps one folder per commit
         facts["revision"] = Path(str(cached_file(model, "config.json"))).parent.name
+    blended, blended_with = read_record(model, "conversion.json").get("alpha", 1.0), None
     alpha = protocol.alpha if alpha is None else alpha
-    conversion, blended_with = read_record(model, "conversion.json"), None
-    blended = conversion.get("alpha", 1.0)
+    alpha = blended if alpha is None else alpha
     if blended == 1.0 and alpha != 1.0:
-        trained_from = read_record(model, "training.json").get("arguments", {}).get("model")
-        blended_with = clip or conversion.get("clip") or trained_from
+        blended_with = clip or named_clip(model)
         if blended_with is None:
             raise ValueError(
                 f"{protocol.name} blends with CLIP at alpha {alpha}: name the CLIP that {model} was trained from as "
                 "`clip`, or score the fine-tuned weights alone with alpha 1."
             )
-        blend_with_clip(loaded, CLIPModel.from_pretrained(blended_with, dtype=torch.float32), alpha)
+        blend_with_clip(loaded, load_clip(blended_with), alpha)
     elif blended != alpha:
         raise ValueError(
             f"{model} was converted with alpha {blended}, not {alpha}: convert it again with alpha {alpha} or 1."
@@ -314,14 +369,14 @@ def load_to_score(
     return loaded.eval(), processor, facts
 
 
-def _identity(clips: ClipList) -> list[Any]:
-    """What tells a list of clips, with its texts, from another, or from older files of the same names."""
-    files = []
-    for video in clips.rows["video"]:
-        path = None if video["path"] is None else Path(video["path"])
-        found = path is not None and path.is_file()
-        files.append([str(path), path.stat().st_size, path.stat().st_mtime_ns] if path and found else str(path))
-    return [list_sha256(clips.rows), clips.names, files]
+def named_clip(model: str) -> str | None:
+    """The CLIP that a checkpoint names as the one it was trained from, if it names any.
+
+    Args:
+        model: folder or Hub id.
+    """
+    trained_from = read_record(model, "training.json").get("arguments", {}).get("model")
+    return read_record(model, "conversion.json").get("clip") or trained_from
 
 
 def _finished(folder: Path, key: str) -> dict[str, Any] | None:
@@ -341,97 +396,4 @@ def _finished(folder: Path, key: str) -> dict[str, Any] | None:
     return None if list(folder.glob(f"scores-{key[:16]}.*.jsonl")) else result
 
 
-# ------------------------------------------------------------------------------------------------- scores and results
-
-
-def _score_lists(
-    protocol: Protocol,
-    lists: Sequence[ClipList],
-    model: MoTEModel,
-    processor: MoTEProcessor,
-    modulate: bool,
-    log: ScoreLog,
-    accelerator: Accelerator,
-    batch_size: int,
-    num_workers: int,
-    cache_dir: str | None,
-) -> list[Scored]:
-    """Score every list by all processes: the same scores on each of them."""
-    scored = []
-    for part, each in enumerate(lists):
-        with accelerator.main_process_first():
-            class_embeds = class_features(model, processor, each.names, protocol.prompts, cache_dir)
-        clips = VideoClips(
-            each.rows,
-            processor.video_processor,
-            num_frames=model.config.num_frames,
-            sampling=protocol.sampling,
-            num_clips=protocol.num_clips,
-            num_crops=protocol.num_crops,
-            square_pixels=protocol.square_pixels,
-        )
-        score = ClipScorer(model, class_embeds, protocol.score_rule, modulate, accelerator)
-        title = " ".join([protocol.name, *([each.config] if each.config else [])])
-        score_clips(clips, score, log, part, batch_size, num_workers, accelerator, title)
-        scored.append(gather_scores(log, part, clips, len(each.names), accelerator))
-    return scored
-
-
-def summarise(protocol: Protocol, lists: Sequence[ClipList], scored: Sequence[Scored]) -> dict[str, Any]:
-    """What was measured, as a result holds it: each list, and mean and standard deviation over them.
-
-    Args:
-        protocol: whose metrics they are.
-        lists: what was scored.
-        scored: scores of each list.
-    """
-    parts = [
-        {
-            "config": each.config,
-            "split": each.split,
-            "label_set": each.label_set.name,
-            "label_set_sha256": each.label_set.sha256,
-            "names_sha256": LabelSet("names", tuple(each.names)).sha256,
-            "list_sha256": list_sha256(each.rows),
-            **measure(found.scores, found.labels, protocol),
-            "bad_videos": len(found.unread),
-        }
-        for each, found in zip(lists, scored, strict=True)
-    ]
-    summary: dict[str, Any] = {}
-    for metric in protocol.metrics:
-        if f"{metric}_std" in parts[0]:  # ten halves of one list
-            summary[metric] = {"mean": parts[0][metric], "std": parts[0][f"{metric}_std"]}
-        else:
-            mean, std = mean_and_std([part[metric] for part in parts])
-            summary[metric] = {"mean": mean, "std": std if protocol.aggregate == "mean_std" else None}
-    prompts = "\n".join(get_prompt_set(protocol.prompts))
-    return summary | {
-        "num_scored": sum(part["num_scored"] for part in parts),
-        "num_listed": sum(part["num_listed"] for part in parts),
-        "views": protocol.views,
-        "sampling": protocol.sampling,
-        "square_pixels": protocol.square_pixels,
-        "prompts": protocol.prompts,
-        "prompts_sha256": sha256(prompts.encode()).hexdigest(),
-        "score_rule": protocol.score_rule,
-        "decoders": dict(sum((found.decoders for found in scored), Counter())),
-        "parts": parts,
-    }
-
-
-def measure(scores: np.ndarray, labels: np.ndarray, protocol: Protocol) -> dict[str, Any]:
-    """The metrics of one list.
-
-    Args:
-        scores: [n, c]; rows with a NaN count as wrong.
-        labels: true classes, [n].
-        protocol: whose score rule it is.
-    """
-    if protocol.score_rule == "half_classes":
-        return half_classes_accuracy(scores, labels)
-    mean_per_class = per_class_accuracy(scores, labels)["mean_per_class_accuracy"]
-    return topk_accuracy(scores, labels) | {"mean_per_class_accuracy": mean_per_class}
-
-
-__all__ = ["ClipList", "evaluate", "load_lists", "load_to_score", "measure", "summarise"]
+__all__ = ["Scoring", "evaluate", "load_to_score", "named_clip"]

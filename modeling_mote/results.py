@@ -8,22 +8,20 @@ import csv
 import io
 import json
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard
-from matplotlib.figure import Figure
 
 from .processing.files import write_whole
 from .processing.label_sets import LabelSet
 from .processing.metrics.accuracy import per_class_accuracy
 from .processing.protocols import get_protocol
+from .result_pictures import confusion_picture, reliability_picture
 
 RESULT_FILE = "result.json"
-LABELS_DRAWN = 110  # more class names than that can't be read in the confusion picture
 
 
 # --------------------------------------------------------------------------------------------------------------- names
@@ -67,7 +65,14 @@ def checkpoint_name(model: str) -> str:
     return "-".join(parts[-2:] if generic else parts[-1:])
 
 
-def result_folder(protocol: str, deviations: Mapping[str, Any], model: str, sha256: str, list_sha256: str) -> Path:
+def result_folder(
+    protocol: str,
+    deviations: Mapping[str, Any],
+    model: str,
+    sha256: str,
+    list_sha256: str,
+    beside: Mapping[str, str] | None = None,
+) -> Path:
     """Where a result goes if nobody says: `results/PROTOCOL/CHECKPOINT-FINGERPRINT`, and then what else sets it apart.
 
     Args:
@@ -76,9 +81,11 @@ def result_folder(protocol: str, deviations: Mapping[str, Any], model: str, sha2
         model: folder or Hub id of the checkpoint.
         sha256: of its weights.
         list_sha256: of the list of clips, if the protocol is on data of the user's choice, else empty.
+        beside: what is measured beside the protocol's number, by name.
     """
     others = [f"{key}_{value}" for key, value in deviations.items()]
     others += [f"list_{list_sha256[:8]}"] if list_sha256 else []
+    others += [f"{key}_{value}" for key, value in (beside or {}).items()]
     name = "-".join([checkpoint_name(model), sha256[:8], *others])
     return Path("results") / protocol / file_name(name)
 
@@ -89,13 +96,14 @@ def result_folder(protocol: str, deviations: Mapping[str, Any], model: str, sha2
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A markdown table of results by their names: no number without its protocol, N scored of N listed, and views."""
     header = ["protocol", "scored of listed", "views (clips x crops)", "frames", "alpha", "modulation"]
-    header += ["top-1 %", "top-1 % of those scored", "top-5 %"]
+    header += ["top-1 %", "top-1 % of those scored", "top-5 %", "ECE %", "AUROC, label listed"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name, result in results.items():
         scored = [part["top1_scored"] for part in result["parts"] if part.get("top1_scored") is not None]
         cells = [name, f"{result['num_scored']} of {result['num_listed']}", result["views"], result["num_frames"]]
         cells += [result["alpha"], "on" if result["modulation"] else "off", percent(result.get("top1"))]
         cells += [percent({"mean": float(np.mean(scored))} if scored else None), percent(result.get("top5"))]
+        cells += [percent(result.get("ece")), fraction(result.get("auroc_label_listed"))]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -106,6 +114,57 @@ def percent(accuracy: Mapping[str, float | None] | None) -> str:
         return "-"
     std = accuracy.get("std")
     return f"{100 * accuracy['mean']:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def fraction(value: Mapping[str, float | None] | None) -> str:
+    """A number from 0 to 1 as tables write it: `0.946 ± 0.002`; `-` for none."""
+    if value is None or value["mean"] is None:
+        return "-"
+    std = value.get("std")
+    return f"{value['mean']:.3f}" + ("" if std is None else f" ± {std:.3f}")
+
+
+def beside_table(result: Mapping[str, Any]) -> str:
+    """A markdown table of what was measured from the same frames beside a result's own number; "" if nothing was."""
+    rows = []
+    for name, value in result.get("baselines", {}).items():
+        label = {"clip": "{name}, mean over frames{trained}"}.get(name, f"these weights, {name.replace('_', ' = ')}")
+        clip = result["baseline_clip"]
+        trained = " of its own image tower" if clip["image_tower_trained"] else ""
+        rows.append((label.format(name=clip["name"], trained=trained), value))
+    wordings = result.get("wordings")
+    if wordings:
+        rows += [(f"wording {each['file']}", each) for each in wordings["files"]]
+        spread = wordings["spread"]
+        rows.append((f"mean ± std of {len(wordings['files'])} wordings", spread))
+        limits = {metric: f"{100 * each['min']:.1f}-{100 * each['max']:.1f}" for metric, each in spread.items()}
+        rows.append(("lowest-highest", limits))
+    if not rows:
+        return ""
+    lines = ["| beside it, from the same frames | top-1 % | top-5 % |", "|---|---|---|"]
+    for label, value in rows:
+        cells = [value.get(metric) for metric in ("top1", "top5")]
+        lines.append(
+            f"| {' | '.join([label, *(each if isinstance(each, str) else percent(each) for each in cells)])} |"
+        )
+    return "\n".join(lines)
+
+
+def per_class_table(folder: Path, most: int = 50) -> str:
+    """A markdown table of the classes that have a clip, of `per_class.csv`: the lowest accuracies first.
+
+    Args:
+        folder: of a result.
+        most: classes shown.
+    """
+    with open(folder / "per_class.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["accuracy"]]
+    rows.sort(key=lambda row: float(row["accuracy"]))
+    lines = ["| class | clips | right | top-1 % |", "|---|---|---|---|"]
+    for row in rows[:most]:
+        name = row["class"].replace("|", "\\|")
+        lines.append(f"| {name} | {row['listed']} | {row['right']} | {100 * float(row['accuracy']):.1f} |")
+    return "\n".join(lines)
 
 
 # --------------------------------------------------------------------------------------------------------------- cards
@@ -191,7 +250,8 @@ def write_result(
     """Write `result.json`, and then the files that show it.
 
     Args:
-        folder: where to write `result.json`, `per_class.csv`, `bad_videos.csv`, `confusion.png` (of the first part).
+        folder: where to write `result.json`, `per_class.csv`, `bad_videos.csv`, and of the first part `confusion.png`
+            and, if any clip of it could be read, `reliability.png`.
         result: the result.
         scored: for each part the classes, scores [n, c] and true classes [n]; a row with a NaN could not be read.
         bad_videos: (part, video, reason).
@@ -212,6 +272,11 @@ def write_result(
     write_whole(folder / "per_class.csv", csv_text(rows))
     write_whole(folder / "bad_videos.csv", csv_text([("part", "video", "reason"), *bad_videos]))
     write_whole(folder / "confusion.png", confusion_picture(result["protocol"], *scored[0]))
+    bins = result["parts"][0]["reliability"]
+    if bins:
+        write_whole(
+            folder / "reliability.png", reliability_picture(result["protocol"], bins, result["parts"][0]["ece"])
+        )
 
 
 def csv_text(rows: Sequence[tuple[Any, ...]]) -> str:
@@ -221,45 +286,15 @@ def csv_text(rows: Sequence[tuple[Any, ...]]) -> str:
     return table.getvalue()
 
 
-def confusion_picture(title: str, label_set: LabelSet, scores: np.ndarray, labels: np.ndarray) -> bytes:
-    """What was taken for what, as a PNG: a row per true class, a column per class of highest score.
-
-    Args:
-        title: what was scored.
-        label_set: the c classes.
-        scores: [n, c]; rows with a NaN are left out.
-        labels: true classes, [n].
-    """
-    read = ~np.isnan(scores).any(axis=1)
-    confusion = np.zeros((len(label_set), len(label_set)))
-    np.add.at(confusion, (labels[read], scores[read].argmax(axis=1)), 1)
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side = min(20.0, 4 + 0.15 * len(label_set))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
-    shown = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
-    # Names are text, whatever is in them: `$` would begin a formula.
-    axes.set_title(f"{title}, {label_set.name}, {int(read.sum())} videos", parse_math=False)
-    axes.set(xlabel="class of highest score", ylabel="true class")
-    if len(label_set) <= LABELS_DRAWN:
-        ticks = range(len(label_set))
-        axes.set_xticks(ticks, label_set.classes, rotation=90, fontsize=5, parse_math=False)
-        axes.set_yticks(ticks, label_set.classes, fontsize=5, parse_math=False)
-    figure.colorbar(shown, shrink=0.5, label="share of the true class")
-    picture = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that the font lacks
-        figure.savefig(picture, format="png", dpi=150)
-    return picture.getvalue()
-
-
 __all__ = [
     "add_to_card",
+    "beside_table",
     "checkpoint_name",
     "file_name",
     "full_name",
     "index_entries",
     "named_results",
+    "per_class_table",
     "read_result",
     "result_folder",
     "results_table",

@@ -5,30 +5,32 @@ Shapes: b clips of a batch, n clips of a list, v views, t frames, c candidate cl
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
+from transformers import CLIPModel
 
 from .modeling_mote import MoTEModel
 from .processing.clips import VideoClips, collate_clips
-from .processing.protocols import half_classes_score, score_views
+from .processing.protocols import mean_views, score_views
 from .processing.reading import ProcessDied, describe_death, read_in_processes
+
+COSINE_DIGITS = 7  # that a float32 below 1 has
 
 
 class ScoreLog:
     """Scores of clips on disk as they are computed, one file per process: `scores-RUN.PROCESS.jsonl`.
 
     Attributes:
-        rows: {(part, index): row} of all that was scored, in this run or before: `scores` [c] and `decoder`, or
-            `error`.
+        rows: {(part, index): row} of all that was scored, in this run or before: `scores` {variant: [c]}, `cosines`
+            [c] and `decoder`, or `error`.
 
     Args:
         folder: of the result.
@@ -53,15 +55,15 @@ class ScoreLog:
             file.write(b"\n")  # ends a line that was cut; and the file can be written
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Append rows: `part`, `index`, and `scores` and `decoder`, or `error`."""
+        """Append rows: `part`, `index`, and `scores`, `cosines` and `decoder`, or `error`."""
         with open(self.path, "ab", buffering=0) as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
         for row in rows:
             self._take(row)
 
     def _take(self, row: dict[str, Any]) -> None:
-        scores = {"scores": np.array(row["scores"], dtype=np.float64)} if "scores" in row else {}
-        self.rows[row["part"], row["index"]] = row | scores
+        scores = {name: np.array(each, dtype=np.float64) for name, each in row.get("scores", {}).items()}
+        self.rows[row["part"], row["index"]] = row | {"scores": scores}
 
     def remove(self) -> None:
         """Delete this process' file: the result holds what it was kept for."""
@@ -82,42 +84,77 @@ class ClipReader:
 
 
 @dataclass
+class Variant:
+    """One way to score a clip's frames: texts for the classes, and how much of the temporal layers.
+
+    Attributes:
+        class_embeds: L2-normalised features of the candidate classes, [c, d].
+        rho: what the temporal layers' part is multiplied by; None for the model's own modulation.
+        clip: whose image tower encodes the frames; None for the model's own.
+    """
+
+    class_embeds: torch.Tensor
+    rho: float | None = None
+    clip: CLIPModel | None = None
+
+
+@dataclass
 class ClipScorer:
-    """Scores of pixels by a protocol's rule.
+    """Scores of pixels by a protocol's rule, in one variant or several of the same frames.
+
+    A clip's frames go through the image tower and the temporal layers once, however many variants there are: what the
+    classes change comes after these (the frames of a variant's own CLIP apart).
 
     Attributes:
         model: in evaluation mode.
-        class_embeds: features of the candidate classes, [c, d].
+        variants: by name; the first is the protocol's own.
         rule: `views` or `half_classes`, see [`Protocol`][modeling_mote.processing.protocols.Protocol].
-        modulate: whether temporal feature modulation is on.
         accelerator: device and precision.
     """
 
     model: MoTEModel
-    class_embeds: torch.Tensor
+    variants: Mapping[str, Variant]
     rule: str
-    modulate: bool
     accelerator: Accelerator
 
     @torch.no_grad()
-    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """Scores [b, c] in float64 of normalised pixels [b, t, 3, h, w] or [b, v, t, 3, h, w].
+    def __call__(self, pixels: torch.Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Scores {variant: [b, c]} in float64, and the cosines [b, c] of the first, averaged over the views.
+
+        Args:
+            pixels: normalised, [b, t, 3, h, w] or [b, v, t, 3, h, w].
 
         Raises:
             ValueError: if a score is no finite number.
         """
         pixels = pixels.unsqueeze(1) if pixels.dim() == 5 else pixels  # [b, v, t, 3, h, w]
         with self.accelerator.autocast():
-            classes = self.class_embeds if self.modulate else None
-            views = self.model.get_video_features(pixels, class_embeds=classes).pooler_output
-        views = views.float()  # [b, v, d]
-        if self.rule == "half_classes":
-            scores = half_classes_score(views, self.class_embeds)
-        else:
-            scores = score_views(F.normalize(views, dim=-1) @ self.class_embeds.T)
-        if not scores.isfinite().all():
+            frames = self.model.get_frame_features(pixels, return_dict=True).pooler_output  # [b, v, t, d]
+            temporal = self.model.get_temporal_features(frames, return_dict=True).last_hidden_state
+            cosines = {name: self.cosines(each, pixels, frames, temporal) for name, each in self.variants.items()}
+        scores = {
+            name: (mean_views(each) if self.rule == "half_classes" else score_views(each)).double().cpu().numpy()
+            for name, each in cosines.items()
+        }
+        if not all(np.isfinite(each).all() for each in scores.values()):
             raise ValueError("The checkpoint gives scores that are no finite numbers: its weights are damaged.")
-        return scores.double().cpu().numpy()
+        return scores, next(iter(cosines.values())).mean(dim=1).cpu().numpy()
+
+    def cosines(
+        self, variant: Variant, pixels: torch.Tensor, frames: torch.Tensor, temporal: torch.Tensor
+    ) -> torch.Tensor:
+        """Cosines of every view to the classes, float32 [b, v, c], of frame and temporal features [b, v, t, d]."""
+        if variant.clip is not None:
+            flat = variant.clip.get_image_features(pixel_values=pixels.flatten(0, 2), return_dict=True).pooler_output
+            frames = flat.unflatten(0, pixels.shape[:3])
+        # A view is scored as a video of its own: `score` would average over them.
+        frames, temporal = frames.flatten(0, 1), temporal.flatten(0, 1)
+        if variant.rho is None:
+            logits, _, _ = self.model.score_modulated(frames, temporal, variant.class_embeds)
+        else:
+            rho = frames.new_full(frames.shape[:1], variant.rho, dtype=torch.float32)
+            logits = self.model.score(self.model.modulate(frames, temporal, rho).mean(-2), variant.class_embeds)
+        return (logits / self.model.logit_scale.float().exp()).unflatten(0, pixels.shape[:2])
 
 
 def score_clips(
@@ -152,10 +189,18 @@ def score_clips(
             batch = collate_clips(samples, clips.input_name)
             rows = [{"part": part, "index": index, "error": message} for index, _, message in batch["errors"]]
             if batch[clips.input_name] is not None:
-                scores = score(clips.inputs(batch, accelerator.device)[clips.input_name])
+                scores, cosines = score(clips.inputs(batch, accelerator.device)[clips.input_name])
                 rows += [
-                    {"part": part, "index": index, "decoder": decoder, "scores": row.tolist()}
-                    for index, decoder, row in zip(batch["indices"].tolist(), batch["decoders"], scores, strict=True)
+                    {
+                        "part": part,
+                        "index": index,
+                        "decoder": decoder,
+                        "scores": {name: each[place].tolist() for name, each in scores.items()},
+                        "cosines": np.round(cosines[place].astype(np.float64), COSINE_DIGITS).tolist(),
+                    }
+                    for place, (index, decoder) in enumerate(
+                        zip(batch["indices"].tolist(), batch["decoders"], strict=True)
+                    )
                 ]
             log.add(rows)
             bar.update(len(samples))
@@ -189,19 +234,23 @@ class Scored:
     """A list that was scored.
 
     Attributes:
-        scores: [n, c]; a row of NaN for a clip that could not be read.
+        scores: {variant: [n, c]}; a row of NaN for a clip that could not be read.
+        cosines: of the first variant, averaged over the views, [n, c]; NaN as in the scores.
         labels: true classes, [n].
         unread: (clip, reason) of those that could not be read.
         decoders: number of clips that each library read.
     """
 
-    scores: np.ndarray
+    scores: dict[str, np.ndarray]
+    cosines: np.ndarray
     labels: np.ndarray
     unread: list[tuple[str, str]]
     decoders: Counter
 
 
-def gather_scores(log: ScoreLog, part: int, clips: VideoClips, num_classes: int, accelerator: Accelerator) -> Scored:
+def gather_scores(
+    log: ScoreLog, part: int, clips: VideoClips, num_classes: int, names: Sequence[str], accelerator: Accelerator
+) -> Scored:
     """A list's scores from all processes, the same on each of them.
 
     Args:
@@ -209,19 +258,23 @@ def gather_scores(log: ScoreLog, part: int, clips: VideoClips, num_classes: int,
         part: number of the list in the protocol.
         clips: the list.
         num_classes: c.
+        names: of the variants.
         accelerator: the processes.
     """
     rows = [row for (of, _), row in log.rows.items() if of == part]
     if accelerator.num_processes > 1:
         rows = gather_object(rows)
     found = {row["index"]: row for row in rows}  # what was scored before, every process has
-    scores = np.full((len(clips), num_classes), np.nan)
+    scores = {name: np.full((len(clips), num_classes), np.nan) for name in names}
+    cosines = np.full((len(clips), num_classes), np.nan)
     for index, row in found.items():
-        if "scores" in row:
-            scores[index] = row["scores"]
+        if "cosines" in row:
+            cosines[index] = row["cosines"]
+            for name in names:
+                scores[name][index] = row["scores"][name]
     unread = [(clips.name(index), found[index]["error"]) for index in sorted(found) if "error" in found[index]]
     decoders = Counter(row["decoder"] for row in found.values() if "decoder" in row)
-    return Scored(scores, np.asarray(clips.rows["label"]), unread, decoders)
+    return Scored(scores, cosines, np.asarray(clips.rows["label"]), unread, decoders)
 
 
-__all__ = ["ClipReader", "ClipScorer", "ScoreLog", "Scored", "gather_scores", "score_clips"]
+__all__ = ["ClipReader", "ClipScorer", "ScoreLog", "Scored", "Variant", "gather_scores", "score_clips"]

@@ -90,7 +90,11 @@ def half_classes_score(video_embeds: torch.Tensor, class_embeds: torch.Tensor) -
             f"`video_embeds` must be [b, v, d] and `class_embeds` [c, d], got {list(video_embeds.shape)} and "
             f"{list(class_embeds.shape)}."
         )
-    cosines = F.normalize(video_embeds, dim=-1) @ F.normalize(class_embeds, dim=-1).T  # [b, v, c]
+    return mean_views(F.normalize(video_embeds, dim=-1) @ F.normalize(class_embeds, dim=-1).T)
+
+
+def mean_views(cosines: torch.Tensor) -> torch.Tensor:
+    """The score of `half_classes_score` from cosines [b, v, c]: 100 times their mean over views, [b, c]."""
     return (100 * cosines).mean(dim=1)
 
 
@@ -180,7 +184,7 @@ class Protocol:
 
     Attributes:
         name: What `--protocol` takes.
-        task: `close-set`, `zero-shot` or `few-shot`.
+        task: `close-set`, `zero-shot` or `few-shot`; `any` if the classes may be trained ones or not.
         builder: Key of `modeling_mote.processing.builders.BUILDERS`; None if the user chooses the data.
         parts: What is scored; empty if `builder` is None.
         num_clips: Clips per video, in time.
@@ -188,11 +192,11 @@ class Protocol:
         metrics: What is reported, the first one in tables. Accuracies are over the clips listed; a clip that can't be
             read counts as wrong.
         score_rule: `views` is `score_views`, `half_classes` is `half_classes_score` with `half_classes_accuracy`.
-        num_frames: Frames per clip, t.
+        num_frames: Frames per clip, t; None for as many as the checkpoint takes.
         sampling: Where the frames of a clip lie, see `MoTEVideoProcessorKwargs`.
         prompts: Name of a set in `modeling_mote.processing.prompts.PROMPT_SETS`.
         alpha: Image tower and logit scale are `alpha · fine-tuned + (1 - alpha) · CLIP`, as in the authors' test
-            scripts.
+            scripts; None for the checkpoint's weights as they are.
         modulate: Whether temporal feature modulation is on.
         square_pixels: Whether frames whose pixels are not square are stretched until they are. The authors' scripts
             take the frames as they are stored.
@@ -203,17 +207,17 @@ class Protocol:
     """
 
     name: str
-    task: Literal["close-set", "zero-shot", "few-shot"]
+    task: Literal["close-set", "zero-shot", "few-shot", "any"]
     builder: str | None
     parts: tuple[Part, ...]
     num_clips: int
     num_crops: int
     metrics: tuple[str, ...] = ("top1",)
     score_rule: Literal["views", "half_classes"] = "views"
-    num_frames: int = 8
+    num_frames: int | None = 8
     sampling: str = "uniform"
     prompts: str = "mote_28"
-    alpha: float = 0.99
+    alpha: float | None = 0.99
     modulate: bool = True
     square_pixels: bool = False
     aggregate: Literal["none", "mean_std"] = "none"
@@ -296,6 +300,20 @@ def _few_shot(dataset: str, accuracies: Mapping[int, float]) -> Protocol:
     )
 
 
+# As the pipeline scores by default, on data of one's own: one view of square pixels, the checkpoint as it is.
+_OWN_DATA = Protocol(
+    name="own-data",
+    task="any",
+    builder=None,
+    parts=(),
+    num_clips=1,
+    num_crops=1,
+    metrics=("top1", "top5"),
+    num_frames=None,
+    alpha=None,
+    square_pixels=True,
+)
+
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {
         protocol.name: protocol
@@ -322,6 +340,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 (70.2, 0.6),
                 (78.4, 0.9),
             ),
+            _OWN_DATA,
             _half_classes("half-classes", None, ()),
             _half_classes("ucf101-half-classes", "ucf101", _official_splits("ucf101")[:1]),
             _half_classes("hmdb51-half-classes", "hmdb51", _official_splits("hmdb51")[:1]),
