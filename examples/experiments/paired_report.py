@@ -88,42 +88,43 @@ class Run:
             (row["init_scale"], row["data_seed"], row["steps"], row["head"], row["seed"]): row for row in rows
         }
         self.heads, self.seeds, self.all_lengths = about["heads"], about["seeds"], about["lengths"]
-        # A length of a block counts once it is whole: part of it would be another experiment.
-        needed = list(itertools.product(self.heads, self.seeds))
-        parts = sorted({(row["init_scale"], row["steps"], row["data_seed"]) for row in rows})
-        self.parts = [
-            (init, steps, data_seed)
-            for init, steps, data_seed in parts
-            if all((init, data_seed, steps, *each) in self.rows for each in needed)
+        self.inits = sorted({row["init_scale"] for row in rows})
+        self.data_seeds = sorted({row["data_seed"] for row in rows})
+
+    def drawings(self, init: float, steps: int, *heads: str) -> list[int]:
+        """The drawings of the clips in which heads are whole: with part of its seeds, a head is another experiment."""
+        return [
+            data_seed
+            for data_seed in self.data_seeds
+            if all((init, data_seed, steps, *each) in self.rows for each in itertools.product(heads, self.seeds))
         ]
-        self.inits = sorted({init for init, _, _ in self.parts})
+
+    def whole_heads(self, init: float, steps: int) -> list[str]:
+        """The heads that are whole in the first drawing, and compared in every other that has them all."""
+        return [head for head in self.heads if self.data_seeds[0] in self.drawings(init, steps, head)]
 
     def lengths(self, init: float) -> list[int]:
-        """The lengths of training that are whole."""
-        return sorted({steps for each, steps, _ in self.parts if each == init})
+        """The lengths of training in which two heads can be compared."""
+        return [steps for steps in self.all_lengths if len(self.whole_heads(init, steps)) > 1]
 
-    def drawings(self, init: float, steps: int) -> list[int]:
-        """The drawings of the clips that are whole."""
-        return [data_seed for *part, data_seed in self.parts if part == [init, steps]]
-
-    def values(self, init: float, steps: int, head: str, column: str, mode: str = "off") -> list[float]:
-        """A column per seed, the mean over the drawings of the clips."""
+    def values(
+        self, init: float, steps: int, head: str, column: str, mode: str = "off", drawings: Sequence[int] | None = None
+    ) -> list[float]:
+        """A column per seed, the mean over drawings of the clips."""
         place = list(COLUMNS).index(column)
-        return [
-            mean(
-                self.rows[init, data_seed, steps, head, seed]["columns"][mode][place]
-                for data_seed in self.drawings(init, steps)
-            )
-            for seed in self.seeds
-        ]
+        drawings = self.drawings(init, steps, *self.whole_heads(init, steps)) if drawings is None else drawings
+        rows = [[self.rows[init, data_seed, steps, head, seed] for data_seed in drawings] for seed in self.seeds]
+        return [mean(row["columns"][mode][place] for row in of_seed) for of_seed in rows]
 
     def differences(self, init: float, steps: int, claim: Claim) -> list[float]:
-        ours, other = (self.values(init, steps, head, claim.column) for head in (claim.ours, claim.other))
+        heads = (claim.ours, claim.other)
+        drawings = self.drawings(init, steps, *heads)
+        ours, other = (self.values(init, steps, head, claim.column, drawings=drawings) for head in heads)
         return [a - b for a, b in zip(ours, other, strict=True)]
 
     def resampled(self, init: float, steps: int, heads: Sequence[str], column: str) -> dict[str, np.ndarray]:
         """A column of each head in every resample, [resamples]; the resamples of the heads are the same."""
-        draw, drawings = np.random.default_rng(0), self.drawings(init, steps)
+        draw, drawings = np.random.default_rng(0), self.drawings(init, steps, *heads)
         weights = {}
         for split in SPLITS[1:]:
             classes, clips = self.about["classes"][split], self.about["clips"][split]
@@ -168,6 +169,8 @@ def verdicts(run: Run, init: float, claims: Sequence[Claim] = CLAIMS) -> list[di
     """The claims at every length that is whole, tested together with those that are not there yet."""
     found = []
     for steps, claim in itertools.product(run.lengths(init), claims):
+        if not run.drawings(init, steps, claim.ours, claim.other):
+            continue
         differences = run.differences(init, steps, claim)
         found.append(
             {
@@ -192,6 +195,12 @@ def word(verdict: dict[str, Any]) -> str:
     return "yes" if mean(verdict["differences"]) > 0 else "the opposite"
 
 
+def cells_of(verdict: dict[str, Any]) -> list[str]:
+    low, high = verdict["interval"]
+    points, interval = spread(verdict["differences"]), f"{100 * low:.1f} to {100 * high:.1f}"
+    return [points, interval, f"{verdict['holm']:.3f}", word(verdict)]
+
+
 def claims_table(found: list[dict[str, Any]]) -> str:
     head = ["claim"]
     for steps in dict.fromkeys(each["steps"] for each in found):
@@ -199,26 +208,24 @@ def claims_table(found: list[dict[str, Any]]) -> str:
     body = []
     for claim in CLAIMS:
         line = [claim.says]
-        for verdict in (each for each in found if each["claim"] == claim):
-            low, high = verdict["interval"]
-            line += [
-                spread(verdict["differences"]),
-                f"{100 * low:.1f} to {100 * high:.1f}",
-                f"{verdict['holm']:.3f}",
-                word(verdict),
-            ]
+        for steps in dict.fromkeys(each["steps"] for each in found):
+            verdict = next((each for each in found if (each["claim"], each["steps"]) == (claim, steps)), None)
+            line += ["not computed yet", "", "", ""] if verdict is None else cells_of(verdict)
         body.append(line)
     return table(head, body)
 
 
 def heads_table(run: Run, init: float, steps: int) -> str:
     body = []
-    references = [run.about["references"][str(data_seed)] for data_seed in run.drawings(init, steps)]
+    references = [
+        run.about["references"][str(data_seed)]
+        for data_seed in run.drawings(init, steps, *run.whole_heads(init, steps))
+    ]
     clip = [100 * mean(each["clip"][place] for each in references) for place in range(len(COLUMNS))]
     body.append(["CLIP, mean over frames", *(f"{value:.1f}" for value in clip)])
     probe = f"{100 * mean(each['probe'] for each in references):.1f}"
     body.append(["a linear classifier of the mean frame", probe, *[""] * (len(COLUMNS) - 1)])
-    for name in run.heads:
+    for name in run.whole_heads(init, steps):
         body.append([HEADS[name].title, *(spread(run.values(init, steps, name, column)) for column in COLUMNS)])
     return table(["top-1, %", *COLUMNS.values()], body)
 
@@ -227,9 +234,11 @@ def feed_forwards_table(run: Run) -> str:
     """How large the feed-forwards' part is, and what leaving it out after training costs."""
     body = []
     for init, (name, variant), steps in itertools.product(run.inits, HEADS.items(), run.all_lengths):
-        if variant.feed_forwards == "none" or steps not in run.lengths(init):
+        if variant.feed_forwards == "none" or name not in run.whole_heads(init, steps):
             continue
-        rows = [run.rows[init, data, steps, name, seed] for data in run.drawings(init, steps) for seed in run.seeds]
+        rows = [
+            run.rows[init, data, steps, name, seed] for data in run.drawings(init, steps, name) for seed in run.seeds
+        ]
         norms = [mean(row["norms"][part] for row in rows) for part in ("attention", "feed_forward")]
         lost = [
             run.values(init, steps, name, column, mode)
@@ -245,6 +254,8 @@ def feed_forwards_table(run: Run) -> str:
 def modulation_table(run: Run, init: float) -> str:
     body = []
     for steps, name, mode in itertools.product(run.lengths(init), ("mote", "attention"), MODES):
+        if name not in run.whole_heads(init, steps):
+            continue
         cells = (spread(run.values(init, steps, name, column, mode)) for column in COLUMNS)
         body.append([f"{HEADS[name].title}, {steps} steps, {MODES[mode]}", *cells])
     return table(["top-1, %", *COLUMNS.values()], body)
@@ -255,7 +266,8 @@ def settings_line(run: Run) -> str:
     named = zip(SPLITS[1:], ("trained", "compositions", "objects", "motions"), strict=True)
     scored = ", ".join(f"{clips[split]} of {classes[split]} {COLUMNS[column]}" for split, column in named)
     parts = "; ".join(
-        f"initialisation {init}, {steps} steps: {len(run.drawings(init, steps))} of the clips' drawings"
+        f"initialisation {init}, {steps} steps: {len(run.whole_heads(init, steps))} heads, "
+        f"{len(run.drawings(init, steps, *run.whole_heads(init, steps)))} of the clips' drawings"
         for init in run.inits
         for steps in run.lengths(init)
     )
@@ -278,6 +290,8 @@ def plot_heads(run: Run, init: float, path: Path) -> None:
     ):
         for steps, (color, marker, shift) in zip(run.lengths(init), LOOKS, strict=False):
             for place, name in enumerate(titles):
+                if name not in run.whole_heads(init, steps):
+                    continue
                 per_column = [run.values(init, steps, name, column) for column in columns]
                 seeds = [100 * mean(each) for each in zip(*per_column, strict=True)]
                 axis.errorbar(
@@ -303,7 +317,9 @@ def plot_claims(found: list[dict[str, Any]], path: Path) -> None:
     axis = figure.subplots(gridspec_kw={"left": 0.44, "right": 0.97, "bottom": 0.13, "top": 0.97})
     for steps, (color, marker, shift) in zip(dict.fromkeys(each["steps"] for each in found), LOOKS, strict=False):
         for place, claim in enumerate(CLAIMS):
-            verdict = next(each for each in found if each["claim"] == claim and each["steps"] == steps)
+            verdict = next((each for each in found if (each["claim"], each["steps"]) == (claim, steps)), None)
+            if verdict is None:
+                continue
             middle = 100 * mean(verdict["differences"])
             low, high = (100 * edge for edge in verdict["interval"])
             sure = verdict["holm"] < LEVEL
@@ -337,7 +353,7 @@ def keep_runs(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], path: Pat
         lines.append(about)
         for row in rows:
             columns = {mode: list(found.values()) for mode, found in row["columns"].items()}
-            lines.append({**row["settings"]["unit"], "norms": row["norms"], "columns": columns, "right": row["right"]})
+            lines.append({**row["unit"], "norms": row["norms"], "columns": columns, "right": row["right"]})
     write_whole(path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
@@ -355,8 +371,8 @@ def kept_runs(path: Path) -> list[Run]:
 
 def report(run: Run, page: Path, pictures: Path) -> str:
     """Draws the pictures and fills the tables of the page in; returns the tables."""
-    if not run.parts:
-        raise ValueError("No block of the deciding run is whole yet: run it on, or with fewer seeds.")
+    if not any(run.lengths(init) for init in run.inits):
+        raise ValueError("No two heads of the deciding run are whole yet: run it on, or with fewer seeds.")
     tables = {"paired_settings": settings_line(run)}
     for init in run.inits:
         found = verdicts(run, init)
@@ -383,9 +399,7 @@ def report_elsewhere(runs: list[Run], page: Path) -> str:
         claims = [claim for claim in CLAIMS if {claim.ours, claim.other} <= set(run.heads)]
         found = verdicts(run, 1.0, claims)
         for verdict in found:
-            low, high = verdict["interval"]
-            cells = (spread(verdict["differences"]), f"{100 * low:.1f} to {100 * high:.1f}", f"{verdict['holm']:.3f}")
-            lines.append([f"{run.about['title']}: {verdict['claim'].says}", *cells, word(verdict)])
+            lines.append([f"{run.about['title']}: {verdict['claim'].says}", *cells_of(verdict)])
     tables["elsewhere"] = table(["claim", "points", "95 % interval", "p (Holm)", "holds"], lines)
     write_tables(page, tables)
     return "\n\n".join(f"{name}\n{shown}" for name, shown in tables.items())
