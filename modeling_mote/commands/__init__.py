@@ -9,6 +9,7 @@ COMMANDS = {
     "classify": "score videos against labels",
     "explain": "show why a video has a label's score: frames, patches, shares",
     "search": "index a folder of videos, then find videos by a text",
+    "embed": "embed very many videos into Parquet files, each video once",
     "train": "train MoTE on your own videos or on a benchmark",
     "evaluate": "score a checkpoint under a protocol of the paper, or on your own clips",
     "check": "read every video of a data set once, and list what is wrong with it",
