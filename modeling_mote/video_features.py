@@ -38,8 +38,8 @@ def embed_frames(
     if class_embeds is None:
         return embeds.cpu(), None
     classes = model.normalize_classes(class_embeds)
-    tokens = model.modulate(frame_embeds, temporal, model.get_modulation(frame_embeds, classes))
-    return embeds.cpu(), model.score(tokens.mean(-2), classes).cpu()
+    logits, _, _ = model.score_modulated(frame_embeds, temporal, classes)
+    return embeds.cpu(), logits.cpu()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from modeling_mote import MoTEForVideoClassification
 from modeling_mote.export import Classifier
 from modeling_mote.modulation_search import choose_modulation_temperature
+from modeling_mote.video_features import embed_frames
 
 
 @pytest.fixture
@@ -84,13 +85,15 @@ def test_scope_is_saved_and_checked(by_label, make_config, tmp_path):
 
 
 @torch.no_grad()
-def test_exported_classifier_and_the_search_score_as_the_model_does(by_label, candidates, frames):
+def test_everything_that_scores_frames_scores_as_the_model_does(by_label, candidates, frames):
     expected = by_label(frame_embeds=frames, class_embeds=candidates)
     moved = by_label.get_temporal_features(frames).last_hidden_state
     found = Classifier(by_label)(frames.mean(1), moved.mean(1), candidates)
     torch.testing.assert_close(found["logits"], expected.logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found["modulation"], expected.modulation)
     torch.testing.assert_close(found["video_embeds"], expected.video_embeds)
+    _, logits = embed_frames(by_label, frames[:, None], candidates)
+    torch.testing.assert_close(logits, expected.logits, rtol=1e-4, atol=1e-4)
     labels, losses = expected.logits.argmin(-1), {}
     for temperature in (0.01, 0.2, 1.0):
         by_label.config.modulation_temperature = temperature
