@@ -150,7 +150,8 @@ def explain(
         raise ValueError(f"unknown argument {unknown[0]!r} of explain: it takes {', '.join(OPTIONS)}")
     if not is_one_video(video):
         raise ValueError("explain takes one video: a path, a URL, bytes, an array, a tensor or a list of frames")
-    with _modes_kept(classify if isinstance(classify, nn.Module) else classify.model):
+    model = classify if isinstance(classify, nn.Module) else classify.model
+    with torch.inference_mode(False), _modes_kept(model):  # in inference mode there is no gradient to be had
         pipe = _as_pipeline(classify, processor)
         reading, labels, classes = _candidates(pipe, candidate_labels, options)
         other = None if against is None else _index(labels, against, "against")
@@ -228,7 +229,7 @@ def _candidates(
         features = pipe.model.seen_classes.weight
     else:
         raise ValueError("candidate_labels is missing, and the model has no training classes: pass a list of names")
-    return reading, labels, pipe.model.normalize_classes(features)
+    return reading, labels, pipe.model.normalize_classes(features).clone()  # kept ones may be of an inference mode
 
 
 def _index(labels: Sequence[str], label: str, argument: str) -> int:
@@ -269,7 +270,7 @@ def _explain_view(
     model: Any, pixels: torch.Tensor, classes: torch.Tensor, label: int, against: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shares [t], effects [t] and map [t, r, s] of one view [t, 3, h, w]."""
-    with torch.inference_mode(False), torch.enable_grad(), _recorded(model.vision_model.encoder.layers) as layers:
+    with torch.enable_grad(), _recorded(model.vision_model.encoder.layers) as layers:
         pixels = pixels.detach().clone().requires_grad_()  # the gradient flows though every weight may be frozen
         frames = model.get_frame_features(pixels[None]).pooler_output
         temporal = model.get_temporal_features(frames).last_hidden_state

@@ -11,7 +11,7 @@ order is, with its standard error over clips. Lower is faster.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,20 +65,28 @@ def areas(
     """
     model, processor = classify.model, classify.processor.video_processor
     orders = (relevance, torch.rand(relevance.shape, generator=draw), -relevance)
-    counts = [round(share * relevance.numel()) for share in (0, *shares, 1)]
-    clips = torch.stack([delete(why.frames, order, count) for order in orders for count in counts])
+    counts = [round(share * relevance.numel()) for share in shares]
+    ends = [why.frames, delete(why.frames, relevance, relevance.numel())]  # whole and blank: alike for all orders
+    clips = torch.stack(ends + [delete(why.frames, order, count) for order in orders for count in counts])
     frames = model.get_frame_features(processor.normalize_pixels(clips)).pooler_output
     temporal = model.get_temporal_features(frames).last_hidden_state
     classes = model.normalize_classes(classify.class_features(why.candidate_labels))
     logits, _, _ = model.score_modulated(frames, temporal, classes)
     label = why.candidate_labels.index(why.label)
-    curves = torch.stack([logits[:, label] / model.logit_scale.exp(), logits.softmax(-1)[:, label]], -1)
-    curves = curves.unflatten(0, (len(orders), len(counts)))
-    return torch.trapezoid(curves, torch.tensor(counts) / relevance.numel(), dim=1).numpy()
+    found = torch.stack([logits[:, label] / model.logit_scale.exp(), logits.softmax(-1)[:, label]], -1)
+    whole, blank = found[:2, None, None].expand(-1, len(orders), -1, -1)  # [orders, 1, 2]
+    curves = torch.cat([whole, found[2:].unflatten(0, (len(orders), len(counts))), blank], dim=1)
+    deleted = torch.tensor([0, *counts, relevance.numel()]) / relevance.numel()
+    return torch.trapezoid(curves, deleted, dim=1).numpy()
 
 
 def measure(
-    classify: Any, clips: Sequence[tuple[Any, str]], labels: Sequence[str], seed: int = 0, progress: bool = False
+    classify: Any,
+    clips: Sequence[tuple[Any, str]],
+    labels: Sequence[str],
+    deleted: Mapping[str, Sequence[float]] = DELETED,
+    seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, np.ndarray]:
     """Explain clips, then delete what was found.
 
@@ -86,17 +94,17 @@ def measure(
         classify: the pipeline, of one view a clip.
         clips: videos and their labels.
         labels: all the candidates.
+        deleted: fields of [`Explanation`] that order parts of a clip, and the shares of it to delete.
         seed: of the random orders.
         progress: whether to show it.
 
     Returns:
-        for each field of [`Explanation`] that orders parts of a clip, areas under the curves of similarity and score,
-        [clips, orders, 2].
+        for each field, areas under the curves of similarity and score, [clips, orders, 2].
     """
-    draw, found = torch.Generator().manual_seed(seed), {name: [] for name in DELETED}
+    draw, found = torch.Generator().manual_seed(seed), {name: [] for name in deleted}
     for video, label in tqdm(clips, disable=not progress, leave=False):
         why = explain(classify, video, label, labels)
-        for name, shares in DELETED.items():
+        for name, shares in deleted.items():
             relevance = getattr(why, name)
             whole = relevance if relevance.ndim == 3 else relevance[:, None, None]
             found[name].append(areas(classify, why, whole, shares, draw))
