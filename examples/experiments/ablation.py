@@ -47,6 +47,7 @@ class Arguments:
     seeds: int = option(10, f"seeds of the deciding run, at most {MOST_SEEDS}")
     blocks: int = option(len(paired.BLOCKS), "blocks of the deciding run: the first few of paired.BLOCKS")
     processes: int = option(2, "trainings at a time, each on one thread")
+    so_far: bool = option(False, "train nothing more: report the heads of the deciding run that are whole")
     redraw: bool = option(False, "only make tables and pictures again, from the rows in the report's folder")
     quick: bool = option(False, "few clips, steps and seeds; the report goes to the output folder")
 
@@ -79,12 +80,14 @@ class Ablation:
         output: folder of videos, features, heads, and a file per training.
         folder: of the page.
         processes: trainings at a time.
+        so_far: whether to leave out the units that are not computed yet.
     """
 
     scale: Scale
     output: Path
     folder: Path
     processes: int
+    so_far: bool = False
 
     @property
     def rows(self) -> dict[str, Path]:
@@ -100,9 +103,12 @@ class Ablation:
             encode_world(world, self.output)
         units = paired.units(self.scale.seeds, self.scale.lengths, self.scale.blocks)
         calls = [(unit, worlds[unit.data_seed], self.output) for unit in units]
-        rows = side_by_side(paired.run_unit, calls, self.processes, "trainings")
+        rows = side_by_side(paired.run_unit, self.wanted(calls), self.processes, "trainings")
         data = {data_seed: load_world(world, self.output) for data_seed, world in worlds.items()}
         paired_report.keep_runs([(paired.about(self.scale.world, data, units), rows)], self.rows["paired"])
+
+    def wanted(self, calls: list[tuple[paired.Unit, World, Path]]) -> list[tuple[paired.Unit, World, Path]]:
+        return [call for call in calls if not self.so_far or paired.unit_file(*call).is_file()]
 
     def compute_elsewhere(self) -> None:
         found = []
@@ -110,7 +116,7 @@ class Ablation:
             encode_world(place.world, self.output)
             units = paired.units_elsewhere(place, self.scale.seeds)
             calls = [(unit, place.world, self.output) for unit in units]
-            rows = side_by_side(paired.run_unit, calls, self.processes, place.title)
+            rows = side_by_side(paired.run_unit, self.wanted(calls), self.processes, place.title)
             about = paired.about(place.world, {0: load_world(place.world, self.output)}, units)
             found.append((about | {"title": place.title}, rows))
         paired_report.keep_runs(found, self.rows["elsewhere"])
@@ -167,8 +173,9 @@ def ablate(arguments: Arguments) -> None:
     scale = Scale(seeds=arguments.seeds, blocks=paired.BLOCKS[: arguments.blocks])
     if arguments.quick:
         scale, folder = QUICK, output
-    ablation = Ablation(scale, output, folder, arguments.processes)
-    for part in PARTS if arguments.part is None else (arguments.part,):
+    ablation = Ablation(scale, output, folder, arguments.processes, arguments.so_far)
+    parts = PARTS[:2] if arguments.so_far else PARTS
+    for part in parts if arguments.part is None else (arguments.part,):
         if not arguments.redraw:
             ablation.compute(part)
         print(ablation.report(part))

@@ -181,9 +181,14 @@ def measure(model: Any, data: Data) -> dict[str, Any]:
     }
 
 
+def unit_file(unit: Unit, world: World, output: Path) -> Path:
+    """Where a unit's row is kept; its name says everything about it."""
+    return output / "units" / world.name / f"{unit.name}.json"
+
+
 def run_unit(unit: Unit, world: World, output: Path) -> dict[str, Any]:
     """What was measured of a unit in its drawing of the world, from disk or computed."""
-    path = output / "units" / world.name / f"{unit.name}.json"  # which says everything about it
+    path = unit_file(unit, world, output)
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ RESAMPLES = 2000
 LEVEL = 0.05
 # Colour (told apart by the colour-blind too), marker and place beside the line of a head, per length of training.
 LOOKS = (("#e69f00", "o", -0.14), ("#0072b2", "s", 0.14))
+LEAST_RANGE = 6  # points of an axis: less than that is no movement
 MODES = {
     "off": "no modulation",
     "modulated_0.05": "the paper's modulation, gamma 0.05",
@@ -279,8 +281,8 @@ def settings_line(run: Run) -> str:
 
 def plot_heads(run: Run, init: float, path: Path) -> None:
     """Each head's accuracy on trained and on unseen classes, after each length of training."""
-    figure = Figure(figsize=(9.5, 4.2))
-    sides = figure.subplots(1, 2, sharey=True, gridspec_kw={"left": 0.3, "right": 0.98, "bottom": 0.13, "top": 0.84})
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    sides = figure.subplots(1, 2, sharey=True)
     titles = {name: variant.title for name, variant in HEADS.items()}
     for axis, columns, title in zip(
         sides,
@@ -306,15 +308,18 @@ def plot_heads(run: Run, init: float, path: Path) -> None:
                 )
         axis.set(title=title, xlabel="top-1 %", yticks=range(len(titles)), yticklabels=titles.values())
         axis.set_ylim(len(titles) - 0.5, -0.5)
+        low, high = axis.get_xlim()
+        if high - low < LEAST_RANGE:
+            axis.set_xlim((low + high - LEAST_RANGE) / 2, (low + high + LEAST_RANGE) / 2)
         axis.grid(axis="x", alpha=0.3)
-    figure.legend(*sides[0].get_legend_handles_labels(), loc="upper left", ncols=1, frameon=False)
+    sides[0].legend(loc="lower left", fontsize=8)
     save(figure, path)
 
 
 def plot_claims(found: list[dict[str, Any]], path: Path) -> None:
     """The difference of each claim with its interval, after each length of training."""
-    figure = Figure(figsize=(9.5, 4.2))
-    axis = figure.subplots(gridspec_kw={"left": 0.44, "right": 0.97, "bottom": 0.13, "top": 0.97})
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    axis = figure.subplots()
     for steps, (color, marker, shift) in zip(dict.fromkeys(each["steps"] for each in found), LOOKS, strict=False):
         for place, claim in enumerate(CLAIMS):
             verdict = next((each for each in found if (each["claim"], each["steps"]) == (claim, steps)), None)
@@ -335,7 +340,7 @@ def plot_claims(found: list[dict[str, Any]], path: Path) -> None:
             )
     axis.plot([], [], marker="o", color="grey", markerfacecolor="white", linestyle="none", label="hollow: not shown")
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(yticks=range(len(CLAIMS)), yticklabels=[claim.says for claim in CLAIMS])
+    axis.set(yticks=range(len(CLAIMS)), yticklabels=[fill(claim.says, 40) for claim in CLAIMS])
     axis.set_xlabel("points of difference, with the 95 % interval over clips, classes and seeds")
     axis.set_ylim(len(CLAIMS) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
@@ -394,11 +399,11 @@ def report_elsewhere(runs: list[Run], page: Path) -> str:
     """Fills in the tables of the other worlds: what each head scores, and MoTE's differences to the others."""
     tables, lines = {}, []
     for place, run in enumerate(runs):
-        steps = run.lengths(1.0)[0]
-        tables[f"elsewhere_{place}"] = heads_table(run, 1.0, steps)
+        if not run.lengths(1.0):
+            continue
+        tables[f"elsewhere_{place}"] = heads_table(run, 1.0, run.lengths(1.0)[0])
         claims = [claim for claim in CLAIMS if {claim.ours, claim.other} <= set(run.heads)]
-        found = verdicts(run, 1.0, claims)
-        for verdict in found:
+        for verdict in verdicts(run, 1.0, claims):
             lines.append([f"{run.about['title']}: {verdict['claim'].says}", *cells_of(verdict)])
     tables["elsewhere"] = table(["claim", "points", "95 % interval", "p (Holm)", "holds"], lines)
     write_tables(page, tables)

@@ -310,6 +310,7 @@ def test_units_come_seed_by_seed_length_by_length_and_block_by_block():
 
 
 def test_unit_is_computed_once_per_world(data, tmp_path, monkeypatch):
+    import ablation
     import paired
     import survey
 
@@ -324,6 +325,9 @@ def test_unit_is_computed_once_per_world(data, tmp_path, monkeypatch):
     paired.run_unit(unit, survey.WORLDS[0], tmp_path)
     paired.run_unit(dataclasses.replace(unit, batch_size=16), survey.WORLD, tmp_path)
     assert len(list((tmp_path / "units").rglob("*.json"))) == 3
+    calls = [(dataclasses.replace(unit, seed=seed), survey.WORLD, tmp_path) for seed in (0, 1)]
+    assert ablation.Ablation(ablation.QUICK, tmp_path, tmp_path, 1, so_far=True).wanted(calls) == calls[:1]
+    assert ablation.Ablation(ablation.QUICK, tmp_path, tmp_path, 1).wanted(calls) == calls
 
 
 def test_rule_of_the_world():
