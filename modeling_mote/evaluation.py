@@ -27,7 +27,7 @@ from .processing import MoTEProcessor
 from .processing.builders import list_sha256
 from .processing.clips import VideoClips
 from .processing.files import only_run
-from .processing.label_sets import LabelSet
+from .processing.label_sets import LabelSet, read_label_file
 from .processing.protocols import Protocol, get_protocol
 from .protocol_data import ClipList, load_lists, reword
 from .results import RESULT_FILE, read_result, result_folder, write_result
@@ -50,6 +50,7 @@ class Scoring:
         modulate: whether temporal feature modulation is on.
         wordings: {file: the texts that it gives for the classes of each list}, under which the same frames are scored.
         clip: the CLIP that is scored beside the checkpoint; None without baselines.
+        clip_sha256: of its weights.
         own_frames: whether the CLIP's frame features are the checkpoint's, whose image tower was not trained.
     """
 
@@ -60,6 +61,7 @@ class Scoring:
     modulate: bool
     wordings: Mapping[str, list[LabelSet]]
     clip: CLIPModel | None = None
+    clip_sha256: str = ""
     own_frames: bool = False
 
     def add_clip(self, model: str, clip: str | None) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class Scoring:
                 f"A baseline is the CLIP that {model} was trained from, which it does not name: name it as `clip`."
             )
         self.clip = load_clip(name).to(self.model.device).eval()
+        self.clip_sha256 = fingerprint(self.clip)
         own, theirs = self.model.state_dict(), self.clip.state_dict()
         tower = [key for key in theirs if key.startswith(("vision_model.", "visual_projection."))]
         if any(key not in own or own[key].shape != theirs[key].shape for key in tower):
@@ -88,7 +91,7 @@ class Scoring:
 
     def beside(self) -> dict[str, str]:
         """What is scored beside the protocol's own number, as the name of a folder tells it."""
-        found = {} if self.clip is None else {"baseline": fingerprint(self.clip)[:8]}
+        found = {"baseline": self.clip_sha256[:8]} if self.clip_sha256 else {}
         return found | ({"wordings": fingerprint(self._texts())[:8]} if self.wordings else {})
 
     def key(self, changed: Mapping[str, Any], mixed_precision: str) -> str:
@@ -301,7 +304,7 @@ def _deviations(
     if merge_temperature is not None:
         changed["merge_temperature"] = merge_temperature
     if labels is not None:
-        changed["labels"] = Path(labels).name
+        changed["labels"] = f"{Path(labels).name} {read_label_file(labels).sha256[:8]}"
     if allow_empty_classes:
         changed["allow_empty_classes"] = True
     if protocol.shots:

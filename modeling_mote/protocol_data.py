@@ -52,7 +52,7 @@ def load_lists(
     Raises:
         FileNotFoundError, ValueError: as `load_videos`, and as `reword`.
     """
-    options: dict[str, Any] = {"allow_empty_classes": allow_empty_classes}
+    options: dict[str, Any] = {"allow_empty_classes": True} if allow_empty_classes else {}
     options |= {
         name: value
         for name, value in (("data_dir", data_dir), ("list_dir", list_dir))

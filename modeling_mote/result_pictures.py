@@ -56,7 +56,14 @@ def reliability_picture(title: str, bins: Sequence[Mapping[str, Any]], ece: floa
     accuracy.bar(low, [each["accuracy"] for each in bins], width, align="edge", color="#4c78a8", edgecolor="white")
     accuracy.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="calibrated")
     confidence = [each["confidence"] for each in bins]
-    accuracy.plot(confidence, [each["accuracy"] for each in bins], "o", color="#d1590b", label="mean score of a bin")
+    accuracy.plot(
+        confidence,
+        [each["accuracy"] for each in bins],
+        "o",
+        color="#d1590b",
+        label="mean score of a bin",
+        clip_on=False,
+    )
     accuracy.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of clips that are right")
     accuracy.legend(loc="upper left")
     accuracy.set_title(f"{title}, {total} clips, calibration error {100 * ece:.1f} %", fontsize=10, parse_math=False)
