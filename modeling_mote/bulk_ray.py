@@ -10,6 +10,7 @@ to others.
 import importlib
 import logging
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,7 @@ def ray_engine(address: str | None = None) -> Engine:
             return
         ours = not ray.is_initialized()
         if ours:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports to nobody
             own = {"address": address} if address else {"address": "local", "include_dashboard": False}
             ray.init(**own, log_to_driver=False, logging_level=logging.WARNING)
         try:
