@@ -250,25 +250,32 @@ def evaluate(
         kept = f", {len(log.rows)} of them scored before" if log.rows else ""
         say(f"{total} clips{kept}; scores are kept in {folder}: an interrupted run goes on with the same command.")
         scored = scoring.score(log, accelerator, batch_size, num_workers, cache_dir)
-        result = {
-            "protocol": protocol,
-            "deviations": changed,
-            **scoring.summarise(scored),
-            **facts,
-            "num_processes": accelerator.num_processes,
-            "mixed_precision": accelerator.mixed_precision if accelerator.native_amp else "no",
-            "versions": {"mote": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-            "command": command,
-            "run_sha256": key,
-        }
+        result = {"protocol": protocol, "deviations": changed, **scoring.summarise(scored), **facts}
+        result |= _run_facts(accelerator, command, key)
         if main:
-            pairs = list(zip(lists, scored, strict=True))
-            tables = [(each.label_set, found.scores[OWN], found.labels) for each, found in pairs]
-            bad = [(each.config or "", *video) for each, found in pairs for video in found.unread]
-            write_result(folder, result, tables, bad)
+            _write(folder, result, lists, scored)
         accelerator.wait_for_everyone()
         log.remove()
         return result, folder
+
+
+def _run_facts(accelerator: Accelerator, command: str | None, key: str) -> dict[str, Any]:
+    """How a result came about."""
+    return {
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision if accelerator.native_amp else "no",
+        "versions": {"mote": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "command": command,
+        "run_sha256": key,
+    }
+
+
+def _write(folder: Path, result: dict[str, Any], lists: Sequence[ClipList], scored: Sequence[Scored]) -> None:
+    pairs = list(zip(lists, scored, strict=True))
+    tables = [(each.label_set, found.scores[OWN], found.labels) for each, found in pairs]
+    write_result(
+        folder, result, tables, [(each.config or "", *video) for each, found in pairs for video in found.unread]
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- what is asked

@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel
 
-from modeling_mote import MoTEModel, evaluation, scoring
+from modeling_mote import MoTEForVideoClassification, MoTEModel, evaluation, scoring
 from modeling_mote.blending import blend_with_clip
 from modeling_mote.convert_mote_original import convert
 from modeling_mote.loading import load_pipeline
@@ -405,6 +405,27 @@ def test_the_baseline_is_clip_by_the_mean_over_frames(options, own, own_data, ch
         np.testing.assert_allclose(found[name][0], score_views(each[None, None])[0], rtol=1e-6)
     assert np.abs(found["clip"] - found["rho_0"]).max() > 1e-6
     np.testing.assert_allclose(cosines, (logits / model.logit_scale.exp()).detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["list", "label"])
+def test_cosines_are_those_of_a_forward(own_data, checkpoint, scope):
+    """Of one view, and averaged over several; also where every label has a modulation of its own."""
+    model = MoTEModel.from_pretrained(checkpoint, modulation_scope=scope).eval()
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    classes = encode_classes(model, processor, ["archery", "still", "diving"])
+    score = scoring.ClipScorer(model, {"own": scoring.Variant(classes)}, "half_classes", Accelerator(cpu=True))
+    for views in (1, 3):
+        file = str(own_data / "left" / "0.mp4")
+        pixels = processor(videos=file, num_clips=views, return_tensors="pt").pixel_values_videos
+        with torch.no_grad():
+            logits = (
+                MoTEForVideoClassification.from_pretrained(checkpoint, modulation_scope=scope)
+                .eval()(pixel_values_videos=pixels, class_embeds=classes)
+                .logits
+            )
+        found, cosines = score(pixels)
+        np.testing.assert_allclose(cosines, (logits / model.logit_scale.exp()).detach(), atol=1e-6)
+        np.testing.assert_allclose(found["own"], 100 * cosines, rtol=1e-5)
 
 
 def test_wordings_are_scored_from_the_same_frames(run, own, tmp_path, count_calls):
