@@ -79,7 +79,7 @@ def _run(ray: Any, scorer: VideoScorer, items: pa.Table) -> Iterator[pa.Table]:
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
         **needs,
     )
-    yield from done.iter_batches(batch_format="pyarrow", batch_size=None)
+    yield from (rows for rows in done.iter_batches(batch_format="pyarrow", batch_size=None) if len(rows))
 
 
 class _Actor:

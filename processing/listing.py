@@ -149,6 +149,7 @@ def _read_list(path: Path) -> Iterator[Item]:
         raise ValueError(
             f"List {path}: start and end must be numbers of seconds, size and mtime whole numbers ({error})."
         ) from error
+    beside = os.path.abspath(path.parent)
     for number, values in enumerate(zip(*columns, strict=True), start=1):
         item = Item(**dict(zip(names, values, strict=True)))
         if not item.path:
@@ -158,7 +159,9 @@ def _read_list(path: Path) -> Iterator[Item]:
                 f"List {path}, row {number}: start {item.start} and end {item.end} must be seconds, "
                 "with 0 <= start < end."
             )
-        place = item.path if is_url(item.path) else os.path.abspath(path.parent / Path(item.path).expanduser())
+        place = (
+            item.path if is_url(item.path) else os.path.normpath(os.path.join(beside, os.path.expanduser(item.path)))
+        )
         state = item if has_state else _with_state(place)
         yield Item(place, state.size, state.mtime, item.start, item.end)
 
