@@ -41,6 +41,7 @@ from .processing.files import whole_file, write_whole
 from .processing.timeline import COLORS
 from .processing.video_inputs import is_one_video
 from .processing.video_options import READING_OPTIONS
+from .video_scores import over_training_classes
 
 OPTIONS = ("prompts", *READING_OPTIONS)
 SUFFIXES = (".png", ".mp4")
@@ -58,7 +59,7 @@ class Explanation:
     Args:
         label: what was explained.
         candidate_labels: all the labels it was scored beside.
-        score: the label's, from 0 to 1, as the pipeline gives it.
+        score: the label's among them, from 0 to 1, as the pipeline gives it by default.
         similarity: its cosine with the video, a mean over views; with `against`, less that of the other label.
         against: the other label, or None.
         frame_shares: what each frame's token adds to `similarity`, which they sum to; may be negative. float32 [t].
@@ -153,25 +154,25 @@ def explain(
     model = classify if isinstance(classify, nn.Module) else classify.model
     with torch.inference_mode(False), _modes_kept(model):  # in inference mode there is no gradient to be had
         pipe = _as_pipeline(classify, processor)
-        reading, labels, classes = _candidates(pipe, candidate_labels, options)
+        pipe, reading, forward = _candidates(pipe, candidate_labels, options)
+        labels = tuple(forward["candidate_labels"])
+        # Those that the pipeline keeps may be of an inference mode.
+        classes = pipe.model.normalize_classes(pipe.class_features(**forward)).clone()
         other = None if against is None else _index(labels, against, "against")
         wanted = None if label is None else _index(labels, label, "label")
         pixels, seconds = _read(pipe, video, reading)
         views = pipe.processor.video_processor.normalize_pixels(pixels.to(pipe.device)).to(pipe.dtype)
-        with torch.no_grad():
-            logits = _logits(pipe.model, views[None], classes)
-        wanted = int(logits.argmax()) if wanted is None else wanted
+        cosines, scores = _score(pipe, views[None], classes, forward)
+        wanted = int(cosines.argmax()) if wanted is None else wanted
         if wanted == other:
             raise ValueError(f"label and against are both {labels[wanted]!r}: pass two labels")
         found = [_explain_view(pipe.model, view, classes, wanted, other) for view in views]
-        scores = {row["label"]: row["score"] for row in pipe.postprocess({"logits": logits}, labels)}
     shares, effects, maps = (torch.stack(each) for each in zip(*found, strict=True))
-    cosines = logits[0] / pipe.model.logit_scale.detach().float().exp()
-    arrays = {
+    arrays: dict[str, Any] = {
         "frame_shares": shares / len(views),
         "frame_effects": effects / len(views),
         "patch_map": maps / maps.max().clamp(min=torch.finfo(maps.dtype).tiny),
-        "frames": pixels,
+        "frames": _as_bytes(pixels, pipe.processor.video_processor.do_rescale),
         "seconds": seconds,
     }
     if len(views) == 1:
@@ -181,7 +182,7 @@ def explain(
         candidate_labels=labels,
         score=scores[labels[wanted]],
         similarity=float(_beside(cosines, wanted, other)),
-        against=against,
+        against=None if other is None else labels[other],
         **arrays,
     )
 
@@ -215,24 +216,17 @@ def _as_pipeline(classify: Any, processor: Any) -> Any:
     )
 
 
-def _candidates(
-    pipe: Any, candidate_labels: Any, options: dict[str, Any]
-) -> tuple[dict, tuple[str, ...], torch.Tensor]:
-    """The options of reading; the labels; and their features, L2-normalised, [c, d]."""
+def _candidates(pipe: Any, candidate_labels: Any, options: dict[str, Any]) -> tuple[Any, dict, dict]:
+    """The pipeline over the labels; its options of reading; and the labels, with the prompts if they are given."""
     reading, forward, _ = pipe._sanitize_parameters(candidate_labels=candidate_labels, **options)
     reading, forward = pipe._preprocess_params | reading, pipe._forward_params | forward
-    config = pipe.model.config
-    if "candidate_labels" in forward:
-        labels, features = tuple(forward["candidate_labels"]), pipe.class_features(**forward)
-    elif config.training_classes_set:
-        labels = tuple(config.id2label[index] for index in range(config.num_labels))
-        features = pipe.model.seen_classes.weight
-    else:
-        raise ValueError("candidate_labels is missing, and the model has no training classes: pass a list of names")
-    return reading, labels, pipe.model.normalize_classes(features).clone()  # kept ones may be of an inference mode
+    if "candidate_labels" not in forward:
+        pipe, forward["candidate_labels"] = over_training_classes(pipe)
+    return pipe, reading, {name: forward[name] for name in ("candidate_labels", "prompts") if name in forward}
 
 
 def _index(labels: Sequence[str], label: str, argument: str) -> int:
+    label = " ".join(label.split())  # as the candidates are read
     if label not in labels:
         listed = ", ".join(repr(each) for each in labels[:NAMED]) + (", …" if len(labels) > NAMED else "")
         raise ValueError(
@@ -254,11 +248,22 @@ def _read(pipe: Any, video: Any, reading: dict[str, Any]) -> tuple[torch.Tensor,
     return pixels, clips.repeat_interleave(options["num_crops"], 0)
 
 
-def _logits(model: Any, pixels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Of views [1, v, t, 3, h, w], float32 [1, c]."""
-    frames = model.get_frame_features(pixels).pooler_output
-    temporal = model.get_temporal_features(frames).last_hidden_state
-    return model.score_modulated(frames, temporal, classes)[0].float()
+def _as_bytes(pixels: torch.Tensor, rescaled: bool) -> torch.Tensor:
+    """Frames to look at, uint8; of arrays of floats, which may be from 0 to 1 if the processor does not rescale."""
+    return pixels if pixels.dtype == torch.uint8 else (pixels * (1 if rescaled else 255)).round().clamp(0, 255).byte()
+
+
+@torch.no_grad()
+def _score(
+    pipe: Any, views: torch.Tensor, classes: torch.Tensor, forward: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cosines of views [1, v, t, 3, h, w] with the classes, float32 [c]; and {label: score}, the pipeline's own."""
+    frames = pipe.model.get_frame_features(views).pooler_output
+    temporal = pipe.model.get_temporal_features(frames).last_hidden_state
+    logits, _, _ = pipe.model.score_modulated(frames, temporal, classes)
+    rows = pipe.postprocess(pipe.forward({"frame_embeds": frames}, **forward), forward["candidate_labels"])
+    cosines = logits[0].float() / pipe.model.logit_scale.float().exp()
+    return cosines.cpu(), {row["label"]: row["score"] for row in rows}
 
 
 def _beside(values: torch.Tensor, label: int, against: int | None) -> torch.Tensor:

@@ -59,8 +59,11 @@ def over_training_classes(classify: ZeroShotVideoClassificationPipeline) -> tupl
     if not config.training_classes_set:
         raise ValueError("The model has no training classes: name labels.")
     labels = [config.id2label[index] for index in range(config.num_labels)]
-    own = TrainingClassesPipeline(model=classify.model, processor=classify.processor, tokenizer=classify.tokenizer)
-    return own, labels
+    model, spread = classify.model, getattr(classify.model, "hf_device_map", None) is not None
+    # Unless it is told where the model is, a pipeline moves it to an accelerator.
+    device = None if spread else classify.device
+    parts = {"processor": classify.processor, "tokenizer": classify.tokenizer, "device": device}
+    return TrainingClassesPipeline(model=model, **parts), labels
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring

@@ -155,6 +155,13 @@ def test_what_is_explained_by_default(classify, video):
     assert why.score == pytest.approx(float(logits.softmax(-1).max()), abs=1e-6)
 
 
+def test_arrays_of_floats_and_labels_with_spaces(classify, video):
+    exact, floats = (explain(classify, each, " right  ", LABELS) for each in (video, video.astype(np.float32)))
+    assert exact.label == "right" and floats.frames.dtype == torch.uint8
+    torch.testing.assert_close(floats.frame_shares, exact.frame_shares, rtol=0.05, atol=1e-4)
+    assert (floats.frames.float() - exact.frames.float()).abs().mean() < 1
+
+
 def test_descriptions_and_prompts_are_the_pipelines(classify, video):
     described = {"left": ["a red ball rolls slowly", "a ball"], "right": None}
     rows = classify(video, candidate_labels=described, prompts="plain")
@@ -326,7 +333,7 @@ def test_one_sentence_for_what_is_wrong(classify, make_model, make_processor, vi
     assert "explain takes one video" in refusal(classify, [video, video], "left", LABELS)
     model = make_model(classes=None)
     assert "needs processor=" in refusal(model, video, "left", LABELS)
-    assert "candidate_labels is missing" in refusal(model, video, processor=make_processor())
+    assert "no training classes: name labels" in refusal(model, video, processor=make_processor())
     untrained = MoTEForVideoClassification(make_model().config).train()
     assert "were never trained" in refusal(untrained, video, "left", LABELS, processor=make_processor())
     assert untrained.training
