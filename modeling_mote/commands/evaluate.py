@@ -27,7 +27,9 @@ from .command_line import add_flag, add_model, add_reading, check_model, number,
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--protocol", required=True, help="kinetics400-1x1, ucf101-zero-shot, half-classes, ...")
+    parser.add_argument(
+        "--protocol", required=True, help="own-data, half-classes, kinetics400-1x1, ucf101-zero-shot, ..."
+    )
     add_model(parser)
     parser.add_argument("--data_dir", help="folder of the videos and official lists; for a CSV, its own by default")
     parser.add_argument("--list_dir", help="folder of the official lists, if they are not below data_dir")
