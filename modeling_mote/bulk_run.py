@@ -44,7 +44,7 @@ class Embedded(NamedTuple):
     Attributes:
         listed: Videos, or parts, that were to be in the output.
         before: Of these, how many were there from runs before.
-        replaced: Of the others, how many had an older row, of a file that has changed since or could not be read.
+        replaced: Files whose older rows were taken out: they have changed since, could not be read, or are gone.
         failed: How many of the new ones could not be read.
     """
 
@@ -66,11 +66,12 @@ def embed_all(
     shard_rows: int = SHARD_ROWS,
     shard_seconds: float = SHARD_SECONDS,
     retry: bool = False,
+    prune: bool = False,
     show_progress: bool = False,
 ) -> Embedded:
     """Embed videos into a folder of shards: those that it does not have yet.
 
-    Rows of files that are not among the items stay as they are.
+    Rows of files that are not among the items stay as they are, but for `prune`.
 
     Args:
         scorer: What embeds and scores.
@@ -81,6 +82,7 @@ def embed_all(
         shard_rows: A shard is written when there are so many rows,
         shard_seconds: or so many seconds after its first row.
         retry: Read again what could not be read.
+        prune: Take out the rows of files that are not among the items.
         show_progress: Draw a bar.
 
     Returns:
@@ -96,7 +98,7 @@ def embed_all(
         _check_same(output, record)
         items = items.append_column("item", pa.array(range(len(items)), pa.int64()))
         done = _Done(output, record)
-        replaced = done.drop_stale(items, retry)
+        replaced = done.drop_stale(items, retry, prune)
         todo = done.missing(items)
         write_record(output, record)
         failed = 0
@@ -144,8 +146,9 @@ class _Done:
             return items
         return _joined(items, self.rows, self.key, "left anti")
 
-    def drop_stale(self, items: pa.Table, retry: bool) -> int:
-        """Take rows of files that have changed, and with `retry` those with errors, out of their shards.
+    def drop_stale(self, items: pa.Table, retry: bool, prune: bool) -> int:
+        """Take rows of files that have changed, with `retry` those with errors, and with `prune` those of files that
+        are not among the items, out of their shards.
 
         Returns:
             Number of files whose rows were dropped.
@@ -156,6 +159,8 @@ class _Done:
         stale = _joined(named, items, FILE_STATE, "left anti")
         if retry:
             stale = pa.concat_tables([stale, named.filter(pc.is_valid(named["error"]))])
+        if prune:
+            stale = pa.concat_tables([stale, _joined(self.rows, items, ["path"], "left anti")])
         for number in pc.unique(stale["shard"]).to_pylist():
             path = shard_path(self.folder, number)
             rows = stale.filter(pc.equal(stale["shard"], number))["row"]

@@ -149,7 +149,7 @@ def read_shard(
         ) from error
     if record is not None and (other := other_settings(own, record)):
         raise ValueError(
-            f"{path} was made with another {other} than {RECORD_NAME} beside it says: remove one of them."
+            f"{path} was made with {other} than {RECORD_NAME} beside it says: remove one of them."
         )
     return table
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 import transformers
@@ -39,7 +40,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from modeling_mote import MoTEConfig, MoTEForVideoClassification
+from modeling_mote import MoTEConfig, MoTEForVideoClassification, shards
+from modeling_mote.nearest_rows import best_of, exact_nearest
 from modeling_mote.processing import (
     MoTEProcessor,
     MoTEVideoProcessor,
@@ -49,8 +51,9 @@ from modeling_mote.processing import (
 )
 from modeling_mote.processing.clips import VideoClips, collate_clips
 from modeling_mote.training import freeze, parameter_groups
+from modeling_mote.video_index import build_index, open_index
 
-ROWS = ("forward", "head", "tower", "reading", "folder", "training", "growth", "import")
+ROWS = ("forward", "head", "tower", "reading", "folder", "training", "growth", "import", "search")
 END = 49407  # CLIP's end of text
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -596,11 +599,83 @@ def import_rows(table: Table, rounds: int) -> None:
     )
 
 
+def made_up_features(rows: int, seed: int, off: float = 0.0) -> np.ndarray:
+    """Vectors as towers give them, float32 [rows, 512], L2-normalised: a cone, clusters of uneven sizes, noise.
+
+    Args:
+        rows: How many.
+        seed: Of the rows; the cone and the clusters are always the same.
+        off: How far they lie off the cone, as texts lie off videos.
+    """
+    world, draw = np.random.default_rng(0), np.random.default_rng(seed)
+    cone, other, centres, within = (
+        world.standard_normal(shape, dtype=np.float32) / np.sqrt(512) for shape in (512, 512, (2000, 512), (64, 512))
+    )
+    sizes = 1 / np.arange(1, 2001) ** 0.7
+    vectors = cone + off * other + 0.7 * centres[draw.choice(2000, rows, p=sizes / sizes.sum())]
+    vectors += 0.5 * (draw.standard_normal((rows, 64), dtype=np.float32) @ within) / 8
+    vectors += 0.3 * draw.standard_normal((rows, 512), dtype=np.float32) / np.float32(np.sqrt(512))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def search_rows(table: Table, rounds: int, rows: int) -> None:
+    """An index over made-up shards: what it takes to make, to open and to ask, and what it misses."""
+    each = 50_000
+    record = {
+        **dict.fromkeys(("model", "key"), "made up"),
+        **dict.fromkeys(("labels", "prompts", "window", "stride")),
+        **{"format": shards.RECORD_FORMAT, "dim": 512, "descriptions": {}, "reading": {}, "versions": {}},
+    }
+    schema = shards.shard_schema(record)
+    with tempfile.TemporaryDirectory() as temporary:
+        features, place = Path(temporary) / "features", Path(temporary) / "my.index"
+        shards.write_record(features, record)
+        queries = {
+            "like videos": made_up_features(200, 10**6),
+            "like texts": made_up_features(200, 10**6 + 1, off=1.5),
+        }
+        exact = {kind: (np.empty((200, 0), np.float32), np.empty((200, 0), np.int64)) for kind in queries}
+        for number in range(math.ceil(rows / each)):
+            vectors = made_up_features(min(each, rows - number * each), number)
+            for kind, vector in queries.items():
+                scores, found = exact_nearest(vector, vectors, 10)
+                pair = zip(exact[kind], (scores, found + number * each), strict=True)
+                exact[kind] = best_of(*(np.hstack(both) for both in pair), 10)
+            columns = {name: pa.nulls(len(vectors), schema.field(name).type) for name in schema.names}
+            columns["path"] = pa.array([f"/videos/{number * each + row:08}.mp4" for row in range(len(vectors))])
+            columns["embedding"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), 512)
+            shards.write_shard(shards.shard_path(features, number), pa.table(columns, schema=schema))
+        made: list[Any] = []
+        seconds = timed(lambda: made.append(build_index(place, [features])))
+        lists = made[0].contents.lists
+        name = f"index of {rows:,} x 512"
+        table.add(f"{name}: making it", seconds, unit="s")
+        if lists:
+            table.add("... kind; lists looked at", f"{lists['kind']}; {lists['probes']}")
+            for kind, share in made[0].recall._asdict().items():
+                table.add(f"... recall@10 as it was measured when it was made, {kind}", share, unit="")
+        size = sum(file.stat().st_size for file in place.iterdir()) / 1e9
+        table.add("... on disk", size, "<= 0.7 GB at 1,000,000", "GB")
+        opening = statistics.median(timed(lambda: open_index(place)) for _ in range(max(3, rounds)))
+        table.add("... opening it, checksums compared", opening, "<= 1 s", "s")
+        index = open_index(place)
+        for kind, vectors in queries.items():
+            times, shares = [], []
+            for query, right in zip(vectors, exact[kind][1], strict=True):
+                hits: list[Any] = []
+                times.append(1000 * timed(lambda query=query, hits=hits: hits.extend(index.search(query, 10))))
+                shares.append(len(set(right) & {int(Path(hit.path).stem) for hit in hits}) / 10)
+            table.add(f"... a query {kind}, median of 200", statistics.median(times), "<= 5 ms", "ms")
+            table.add("... the 95th percentile", float(np.percentile(times, 95)), unit="ms")
+            table.add("... recall@10 against exact search", statistics.mean(shares), ">= 0.98", "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="which rows to measure")
     parser.add_argument("--rounds", type=int, default=5, help="alternated runs of each call")
     parser.add_argument("--videos", type=Path, help="folder of clips for the reading rows, in place of synthetic ones")
+    parser.add_argument("--index_rows", type=int, default=100_000, help="size of the index of the row search")
     parser.add_argument(
         "--output", type=Path, default=Path("results/benchmark"), help="folder of benchmark.json and the plot"
     )
@@ -613,6 +688,7 @@ def main() -> None:
     print(f"{DEVICE}, {os.cpu_count()} cores, torch {torch.__version__}, {arguments.rounds} rounds; ViT-B/16 sizes")
     table = Table()
     extra = {"reading": (arguments.videos,), "growth": (arguments.output / "growth.png",)}
+    extra["search"] = (arguments.index_rows,)
     for name in arguments.rows:
         globals()[f"{name}_rows"](table, arguments.rounds, *extra.get(name, ()))
     rows = [{**row, "measured": None if row["measured"] != row["measured"] else row["measured"]} for row in table.rows]

@@ -1,4 +1,4 @@
-"""`mote search`: a folder indexed, asked, changed, interrupted, damaged; and retrieval scored over captions."""
+"""`mote search`: folders and shards indexed, asked, changed, interrupted; duplicates; recall over captions."""
 
 import csv
 import io
@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoProcessor
 
-from modeling_mote import MoTEModel, video_index
+from modeling_mote import MoTEModel
 from modeling_mote.commands.command_line import run_command
-from modeling_mote.feature_cache import load_tensors
 from modeling_mote.processing import MoTEVideoProcessor, encode_classes, encode_texts
 from modeling_mote.processing.builders.moving_shapes import encode_mp4, render_clip
-from modeling_mote.processing.files import only_writer
+from modeling_mote.processing.files import only_run
 from modeling_mote.processing.metrics.retrieval import retrieval_recall
+from modeling_mote.shards import list_shards, read_shards
+from modeling_mote.video_index import Contents, open_index
 
 MOTE = [sys.executable, "-m", "modeling_mote", "search"]
 SHOWN = ["red bar", "green star", "blue square", "yellow moon", "purple cross"]
@@ -68,14 +69,25 @@ def folder(tmp_path) -> Path:
 
 def stored(index: Path) -> dict[str, torch.Tensor]:
     """{path: feature} in an index."""
-    tensors, metadata = load_tensors(index)
-    return dict(zip(json.loads(metadata["names"]), tensors["video_embeds"].clone(), strict=True))
+    found, opened = {}, open_index(index)
+    for shard in opened.contents.shards:
+        paths = opened.rows["path"].slice(shard.first, shard.rows).to_pylist()
+        found |= dict(zip(paths, torch.tensor(opened.shard_vectors(shard)), strict=True))
+    return found
+
+
+def embedded(index: Path) -> list[str]:
+    """Paths that were read for an index, whether it is built yet or not."""
+    try:
+        return [path for table in read_shards(index / "features", ["path"]) for path in table["path"].to_pylist()]
+    except FileNotFoundError:  # none yet; or one was taken out while they were read
+        return []
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_videos_that_a_text_describes(folder, shapes_model, tmp_path):
-    index = tmp_path / "index.safetensors"
+    index = tmp_path / "my.index"
     making = subprocess.run(
         [*MOTE, "index", folder, "--model", shapes_model, "--index", index],
         capture_output=True,
@@ -88,7 +100,7 @@ def test_the_videos_that_a_text_describes(folder, shapes_model, tmp_path):
 
     model, processor = MoTEModel.from_pretrained(shapes_model), AutoProcessor.from_pretrained(shapes_model)
     for name, feature in stored(index).items():
-        pixels = processor(videos=[str(folder / name)], return_tensors="pt")["pixel_values_videos"]
+        pixels = processor(videos=[name], return_tensors="pt")["pixel_values_videos"]
         expected = F.normalize(model.get_video_features(pixels).pooler_output, dim=-1)[0]
         torch.testing.assert_close(feature, expected, rtol=0, atol=1e-5)
 
@@ -104,14 +116,15 @@ def test_the_videos_that_a_text_describes(folder, shapes_model, tmp_path):
     assert [answer["text"] for answer in answers] == SHOWN
     for answer in answers:
         best, second = answer["videos"]
-        assert Path(best["path"]).stem == answer["text"] and best["cosine"] > second["cosine"]
+        assert Path(best["video"]).stem == answer["text"] and best["score"] > second["score"]
+        assert best["start"] is best["end"] is None
         text = encode_classes(model, processor, [answer["text"]])[0]
-        feature = stored(index)[Path(best["path"]).relative_to(folder).as_posix()]
-        assert best["cosine"] == pytest.approx(float(feature @ text), abs=1e-5)
+        feature = stored(index)[best["video"]]
+        assert best["score"] == pytest.approx(float(feature @ text), abs=1e-5)
 
 
 def test_only_what_changed_is_read(folder, shapes_model, tmp_path, call):
-    index = tmp_path / "index.safetensors"
+    index = tmp_path / "my.index"
     command = ("index", folder, "--model", shapes_model, "--index", index, "--num_workers", 0)
     call(*command, code=1)
     before = stored(index)
@@ -129,25 +142,24 @@ def test_only_what_changed_is_read(folder, shapes_model, tmp_path, call):
     (folder / "yellow moon.mp4").unlink()
     out, err = call(*command)
     assert "6 of 6 videos; 3 new or changed, 1 dropped, 0 not read" in out
-    assert "no longer there, dropped: yellow moon.mp4" in err
+    assert f"no longer there, dropped: {folder / 'yellow moon.mp4'}" in err
     after = stored(index)
-    assert set(after) == before.keys() - {"yellow moon.mp4"} | {"none.mp4", "new/one.mp4"}
+    gone, new = {f"{folder}/yellow moon.mp4"}, {f"{folder}/none.mp4", f"{folder}/new/one.mp4"}
+    assert set(after) == before.keys() - gone | new
     for name in ("red bar.mp4", "below/blue square.mp4", "purple cross.mp4"):
-        assert torch.equal(after[name], before[name])
-    assert not torch.allclose(after["green star.mp4"], before["green star.mp4"], atol=1e-3)
-
-    moved = folder.rename(tmp_path / "elsewhere")
-    out, _ = call("index", moved, *command[2:])
-    assert "0 new or changed" in out
+        assert torch.equal(after[f"{folder}/{name}"], before[f"{folder}/{name}"])
+    changed = f"{folder}/green star.mp4"
+    assert not torch.allclose(after[changed], before[changed], atol=1e-3)
     out, _ = call("query", "red moon", "--index", index, "--top_k", 2)
-    assert {line.split("  ")[2] for line in out.splitlines()[1:]} == {
-        str(moved / "none.mp4"),
-        str(moved / "new" / "one.mp4"),
-    }
+    assert {line.split("  ")[2] for line in out.splitlines()[1:]} == new
+
+    moved = index.rename(tmp_path / "moved.index")  # with its embeddings
+    out, _ = call("index", folder, "--model", shapes_model, "--index", moved)
+    assert "6 of 6 videos; 0 new or changed" in out
 
 
 def test_it_goes_on_after_a_kill_and_after_ctrl_c(folder, shapes_model, tmp_path, call):
-    index = tmp_path / "index.safetensors"
+    index = tmp_path / "my.index"
     command = ("index", folder, "--model", shapes_model, "--index", index, "--num_workers", "0")
     options = ("--batch_size", "1", "--save_every", "0")
     for number in range(400):  # enough to be interrupted in
@@ -156,21 +168,23 @@ def test_it_goes_on_after_a_kill_and_after_ctrl_c(folder, shapes_model, tmp_path
     for sign, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         process = subprocess.Popen([*MOTE, *map(str, command), *options], stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
-        while not index.is_file() or len(stored(index)) < found + 3:
+        while len(embedded(index)) < found + 3:
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(sign)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == code and "Traceback" not in errors
-        assert found + 3 <= len(stored(index)) < 405
-        found = len(stored(index))
+        found = len(embedded(index))
+        assert 3 <= found == len(set(embedded(index))) < 406
     assert errors.splitlines()[-1].endswith("error: interrupted")
     for path in folder.glob("zz *.mp4"):
-        if path.name not in stored(index):
+        if str(path) not in embedded(index):
             path.unlink()
+    listed = len(list(folder.rglob("*.mp4")))
     out, _ = call(*command, code=1)
-    assert f"{found} of {found + 1} videos; 1 new or changed, 0 dropped, 1 not read" in out or "new or changed" in out
+    assert f"{listed - 1} of {listed} videos; " in out and listed - found <= 6
+    assert len(stored(index)) == listed - 1
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -247,7 +261,7 @@ def test_recall_over_captions(made, shapes_model, tmp_path, call):
     model, processor = MoTEModel.from_pretrained(shapes_model), AutoProcessor.from_pretrained(shapes_model)
     names = [*(f"{shown}.mp4" for shown in SHOWN), "none.mp4"]
     texts = ["a red bar", "red bar, moving", "green star", "a shape", "purple cross"]
-    features = stored(made / "index")
+    features = {Path(path).name: feature for path, feature in stored(made / "index").items()}
     cosines = np.full((5, 6), np.nan)
     cosines[:, :5] = encode_texts(model, processor, texts, "plain") @ torch.stack([features[n] for n in names[:5]]).T
     references = [[0], [0], [1], [2, 3], [5]]
@@ -274,28 +288,37 @@ def test_another_model_is_refused(made, shapes_model, tmp_path, call):
         model.temporal_model.position_embedding.weight[0, 0] += 1
     model.save_pretrained(tmp_path / "other")
     for other in ("other", "frames"):
-        before = (made / "index").read_bytes()
+        before = (made / "index" / "index.json").read_bytes()
         message, _ = call("query", "red bar", "--index", made / "index", "--model", tmp_path / other, code=None)
         assert f"made with another model than {tmp_path / other} is now, or by another release" in message
         options = ("--model", tmp_path / other, "--index", made / "index")
         message, _ = call("index", made / "videos", *options, code=None)
-        assert f"made with another model, {shapes_model}, or by another release" in message
-        assert (made / "index").read_bytes() == before
+        assert "was made with another model, or another release, than this run has" in message
+        assert (made / "index" / "index.json").read_bytes() == before
 
 
 def test_another_folder_is_refused(made, shapes_model, tmp_path, call):
     film(tmp_path / "others" / "red bar.mp4", "red bar", seed=9)
     message, _ = call("index", tmp_path / "others", "--model", shapes_model, "--index", made / "index", code=None)
-    assert f"is of {made / 'videos'}, not of {tmp_path / 'others'}: name another file" in message
+    assert f"Index {made / 'index'} is of other videos, such as {made / 'videos'}" in message
+    assert len(stored(made / "index")) == 5
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("query", "a", "--index", "nowhere"), "--index nowhere does not exist: make it with"),
-        (("query", "a", "--index", "."), "--index . is a folder"),
-        (("query", "a", "--index", __file__), f"Index {__file__} is no index, or a damaged one"),
-        (("query", "a", "--index", "WEIGHTS"), "model.safetensors is no index, or a damaged one"),
+        (("query", "a", "--index", "nowhere"), "Index nowhere does not exist: make it with"),
+        (("query", "a", "--index", "."), "Index . does not exist: make it with"),
+        (("query", "a", "--index", __file__), f"Index {__file__} is a file, as older releases made: remove it"),
+        (("query", "a", "--index", "VIDEOS"), "videos does not exist: make it with"),
+        (("query", "a", "--video", "b.mp4", "--index", "INDEX"), "Give a text or --video, not both"),
+        (("query", "--video", "b.mp4", "--index", "INDEX"), "b.mp4 does not exist"),
+        (("query", "--video", "BROKEN", "--index", "INDEX"), "none.mp4 cannot be opened"),
+        (("build", "x", "--from", "nowhere"), "--from nowhere: there is no such folder; make it with `mote embed`"),
+        (("build", "x", "--from", "VIDEOS"), "holds no embeddings.json: make it with `mote embed`"),
+        (("build", "x"), "Index x is not there, or damaged: name the folders of embeddings to make it from"),
+        (("build", "VIDEOS", "--from", "FEATURES"), "videos is no index and holds "),
+        (("duplicates", "x"), "Index x does not exist"),
         (("query", " ", "--index", "INDEX"), "is empty"),
         (("query", "zumba", "--index", "INDEX"), "label 'zumba' holds no word that the tokenizer knows"),
         (("query", "a", "--index", "INDEX", "--prompts", "nothing"), "unknown prompt set 'nothing'"),
@@ -303,7 +326,8 @@ def test_another_folder_is_refused(made, shapes_model, tmp_path, call):
         (("query", "a", "--index", "INDEX", "--model", "CLIP"), "is a bare CLIP"),
         (("index", "nowhere", "--index", "x", "--model", "MODEL"), "nowhere does not exist"),
         (("index", ".", "--index", "x", "--model", "MODEL"), "holds no file with the suffix of a video"),
-        (("index", "VIDEOS", "--index", "no/x", "--model", "MODEL"), "its folder does not exist"),
+        (("index", "VIDEOS", "--index", "no/x", "--model", "MODEL"), "the folder it is to lie in does not exist"),
+        (("index", "VIDEOS", "--index", "VIDEOS", "--model", "MODEL"), "videos is no index and holds "),
         (("recall", "--index", "INDEX", "--captions", "nowhere.csv"), "nowhere.csv does not exist"),
         (("recall", "--index", "INDEX", "--captions", "a,b\n1,2"), "must begin with the line path,caption"),
         (("recall", "--index", "INDEX", "--captions", "path,caption\nx.mp4,a"), "line 2: x.mp4 is not in the index"),
@@ -319,7 +343,8 @@ def test_bad_input_is_one_sentence(made, shapes_model, clip_folder, tmp_path, mo
         "MODEL": shapes_model,
         "CLIP": clip_folder,
         "VIDEOS": made / "videos",
-        "WEIGHTS": shapes_model / "model.safetensors",
+        "BROKEN": made / "videos" / "none.mp4",
+        "FEATURES": made / "index" / "features",
     }
     given = [stands.get(argument, argument) for argument in arguments]
     if "\n" in str(given[-1]):
@@ -333,7 +358,8 @@ def test_an_index_that_cannot_be_written(folder, shapes_model, tmp_path, call, f
     with full_disk(100):
         message, err = call("index", folder, "--model", shapes_model, "--index", tmp_path / "index", code=None)
     assert message and "video/s" not in err
-    assert {path.name for path in tmp_path.iterdir()} == {"videos"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"videos", "index"}
+    assert not list((tmp_path / "index").glob("[!.]*.*"))
 
 
 def test_texts_from_standard_input(made, monkeypatch, call):
@@ -344,30 +370,20 @@ def test_texts_from_standard_input(made, monkeypatch, call):
     ]
 
 
-def test_a_flipped_bit_and_a_torn_file_are_noticed(made, tmp_path, call):
-    whole = (made / "index").read_bytes()
-    draw = np.random.default_rng(0)
-    for place in [len(whole) - 1, *draw.integers(8, len(whole), 12)]:
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << int(draw.integers(8))
-        (tmp_path / "index").write_bytes(damaged)
-        with pytest.raises(ValueError, match="is no index, or a damaged one"):
-            video_index.Index.read(tmp_path / "index")
-    (tmp_path / "index").write_bytes(whole[: len(whole) // 2])
-    assert "is no index, or a damaged one" in call("query", "red bar", "--index", tmp_path / "index", code=None)[0]
-
-
-def test_an_index_of_other_reading_code_is_refused(made, call, monkeypatch):
-    monkeypatch.setattr("modeling_mote.feature_cache.reading_version", lambda: "of another release")
-    message, _ = call("query", "red bar", "--index", made / "index", code=None)
+def test_an_index_of_other_reading_code_is_refused(made, tmp_path, call):
+    index = shutil.copytree(made / "index", tmp_path / "my.index")
+    contents = Contents.read(index)
+    contents.record["key"] = "of another release"
+    contents.write(index)
+    message, _ = call("query", "red bar", "--index", index, code=None)
     assert "or by another release" in message
 
 
 def test_two_runs_do_not_share_an_index(folder, shapes_model, tmp_path, call):
-    with only_writer(tmp_path / "index"):
+    with only_run(tmp_path / "index" / "features"):
         message, _ = call("index", folder, "--model", shapes_model, "--index", tmp_path / "index", code=None)
-    assert f"Another run is writing to {tmp_path / 'index'}: wait for it" in message
-    assert not (tmp_path / "index").exists()
+    assert f"Another run is writing to {tmp_path / 'index' / 'features'}: wait for it" in message
+    assert embedded(tmp_path / "index") == []
 
 
 def test_captions_that_say_the_same(made, tmp_path, call):
@@ -377,3 +393,57 @@ def test_captions_that_say_the_same(made, tmp_path, call):
         call("recall", "--index", made / "index", "--captions", tmp_path / "captions.csv", "--json")[0]
     )
     assert result["num_texts"] == 2 and result["text_to_video_r1"] == 1.0
+
+
+def test_by_video_and_duplicates(made, tmp_path, call):
+    """A video is nearest to itself; a copy under another name is its duplicate."""
+    copy = tmp_path / "copy.mp4"
+    shutil.copy(made / "videos" / "blue square.mp4", copy)
+    out, _ = call("query", "--video", copy, made / "videos" / "red bar.mp4", "--index", made / "index", "--json")
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert first["video"] == str(copy) and [len(each["videos"]) for each in (first, second)] == [5, 5]
+    for answer, name in ((first, "blue square"), (second, "red bar")):
+        assert answer["videos"][0]["video"] == str(made / "videos" / f"{name}.mp4")
+        assert answer["videos"][0]["score"] == pytest.approx(1, abs=1e-5)
+    features = stored(made / "index")
+    cosines = torch.stack([*features.values()]) @ features[str(made / "videos" / "red bar.mp4")]
+    assert [each["score"] for each in second["videos"]] == pytest.approx(cosines.sort().values.flip(0), abs=1e-5)
+
+    index = shutil.copytree(made / "index", tmp_path / "my.index")
+    copies = [made / "videos", copy]
+    call("index", *copies, "--model", open_index(index).record["model"], "--index", index, "--num_workers", 0, code=1)
+    out, _ = call("duplicates", index, "--least", 0.9999, "--json")
+    [group] = [json.loads(line)["videos"] for line in out.splitlines()]
+    assert {each["video"] for each in group} == {str(copy), str(made / "videos" / "blue square.mp4")}
+    out, _ = call("duplicates", index, "--least", 0.9999)
+    assert out.startswith("2 alike\n  1.0000  ") and out.endswith("1 groups\n")
+
+
+def test_shards_of_windows(made, shapes_model, tmp_path, call):
+    """`mote embed` by windows, and an index built of that and brought up to date."""
+    features, index = tmp_path / "features", tmp_path / "my.index"
+    long = tmp_path / "long.mp4"
+    draw = np.random.default_rng(0)
+    parts = [render_clip(*shown.split(), "moving left", draw) for shown in ("red bar", "green star")]
+    frames = [np.concatenate([part] * (32 // len(part) + 1))[:32] for part in parts]
+    long.write_bytes(encode_mp4(np.concatenate(frames), fps=8))  # four seconds each
+
+    def embed(*videos: Path) -> None:
+        options = ["--model", str(shapes_model), "--num_workers", "0", "--window", "2", "--stride", "1"]
+        with warnings.catch_warnings():
+            assert run_command("embed", [*map(str, videos), "--output", str(features), *options]) == 0
+
+    embed(long)
+    out, _ = call("build", index, "--from", features)
+    rows = sum(len(table) for table in read_shards(features))
+    assert out == f"{index}: {rows} rows; {rows} came, 0 went\nexact: every row is compared\n"
+    out, _ = call("query", "green star", "--index", index, "--top_k", 1, "--json")
+    [best] = json.loads(out)["videos"]
+    assert best["video"] == str(long) and best["start"] >= 3 and best["end"] <= 8
+    out, _ = call("query", "green star", "--index", index, "--top_k", 1)
+    assert out.splitlines()[1].endswith(f"{long}  {best['start']:g}-{best['end']:g} s")
+
+    embed(made / "videos" / "none.mp4", made / "videos" / "purple cross.mp4")
+    out, _ = call("build", index)
+    assert "0 went; 1 files could not be read" in out
+    assert len(list_shards(features)) == 2 and str(made / "videos" / "purple cross.mp4") in stored(index)
