@@ -13,7 +13,7 @@ video or, with --window, per window. embeddings.json beside them says what made 
 file that can't be read is a row with an error.
 
 The same command again goes on where the last run stopped, whatever killed it; it reads new and changed files only.
-With --retry, also those that could not be read.
+With --retry, also those that could not be read; with --prune, rows of files that are gone are taken out.
 
 --engine ray (pip install "mote-transformers[ray]") runs on all machines of a Ray cluster, which have the videos and
 the model under the same paths; this process writes the files.
@@ -51,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=seconds, help="a row per window of so many seconds")
     parser.add_argument("--stride", type=seconds, help="seconds from a window's start to the next one's: 1 by default")
     add_flag(parser, "retry", "read again what could not be read")
+    add_flag(parser, "prune", "take out the rows of files that no source names any more")
     add_reading(parser, what="videos or windows")
     add_device(parser)
     parser.add_argument("--shard_rows", type=number(1), default=4096, help="rows per Parquet file, about")
@@ -101,6 +102,7 @@ def run(options: argparse.Namespace) -> int:
         shard_rows=options.shard_rows,
         shard_seconds=options.shard_seconds,
         retry=options.retry,
+        prune=options.prune,
         show_progress=True,
     )
     new = done.listed - done.before

@@ -116,6 +116,8 @@ def test_again_reads_what_is_new_changed_or_to_retry(embed, videos, tmp_path, wr
     (videos / "6.mp4").unlink()
     assert "8 videos; 8 were there, 0 new" in embed(videos, *command)  # a row of a file that is gone stays
     assert len(rows_in(output)) == 9
+    assert "8 videos; 8 were there, 0 new" in embed(videos, *command, "--prune")
+    assert_each_once(output, videos)
 
 
 def test_windows_are_rows(embed, videos, tmp_path):
@@ -284,7 +286,7 @@ def test_killed_again_and_again(folder, shapes_model, tmp_path):
     done: dict[str, int] = {}
     for number in range(kills + 1):
         process = subprocess.Popen([*map(str, command), *options], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         wanted = len(done) + count // (kills + 2)
         while process.poll() is None and (number == kills or len(list_shards(output)) * (count // 40) < wanted):
             assert time.monotonic() < deadline
@@ -294,7 +296,7 @@ def test_killed_again_and_again(folder, shapes_model, tmp_path):
         time.sleep(draw.random() * 0.3)
         if number < kills:
             os.kill(process.pid, signal.SIGKILL)
-        code = process.wait(timeout=300)
+        code = process.wait(timeout=900)
         assert code == (0 if number == kills else -signal.SIGKILL)
         now = {shard.name: shard.stat().st_mtime_ns for shard in list_shards(output)}
         assert all(now[name] == changed for name, changed in done.items())

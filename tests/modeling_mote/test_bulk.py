@@ -4,6 +4,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from modeling_mote.bulk import VideoScorer
 from modeling_mote.loading import load_pipeline
 from modeling_mote.processing import MoTEVideoProcessor, classify_windows, decode_video
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "bulk.md"
 LABELS = ["red bar growing", "blue star spinning", "green cross moving left"]
 
 
@@ -201,8 +203,18 @@ def test_under_daft(shapes_model, videos, expected):
 
 
 @pytest.mark.slow
-def test_under_ray(shapes_model, videos, expected):
+def test_under_ray(shapes_model, videos, expected, tmp_path, monkeypatch):
+    """Whatever form the batches have; and as docs/bulk.md shows it."""
     ray = pytest.importorskip("ray", reason="Ray is absent: pip install mote-transformers[ray]")
+    for name, target in (
+        ("runs/moving_shapes/model", shapes_model),
+        ("my_videos/red/0.mp4", videos[0]),
+        ("my_videos/blue/0.mp4", videos[2]),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    [snippet] = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         rows = ray.data.from_items([{"path": video} for video in videos])
@@ -210,16 +222,11 @@ def test_under_ray(shapes_model, videos, expected):
         for form in ("pyarrow", "pandas", "numpy"):
             found = rows.map_batches(scorer, batch_format=form).take_all()
             assert_rows(sorted(found, key=lambda row: row["path"]), expected)
-        pool = ray.data.ActorPoolStrategy(size=1)
-        arguments = {"labels": LABELS, "device": "cpu"}
-        found = rows.map_batches(
-            VideoScorer,
-            fn_constructor_args=(str(shapes_model),),
-            fn_constructor_kwargs=arguments,
-            batch_format="pyarrow",
-            compute=pool,
-        )
-        assert_rows(sorted(found.take_all(), key=lambda row: row["path"]), expected)
+        names = {"VideoScorer": VideoScorer}
+        exec(compile(snippet, str(PAGE), "exec"), names)
+        found = {row["path"]: row["embedding"] for row in names["rows"].take_all()}
+        np.testing.assert_allclose(found["my_videos/red/0.mp4"], expected[0][0], atol=1e-5)
+        np.testing.assert_allclose(found["my_videos/blue/0.mp4"], expected[2][0], atol=1e-5)
     finally:
         ray.shutdown()
 
