@@ -7,6 +7,7 @@ from .lazy import lazy_names
 if TYPE_CHECKING:
     from .augmentation import augment_clip, clip_seed, train_transform
     from .class_names import parse_labels, to_words
+    from .example_set import ExampleSet
     from .frame_sampling import sample_indices
     from .long_video import classify_windows
     from .pipeline_mote import ZeroShotVideoClassificationPipeline
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __getattr__ = lazy_names(
     __name__,
     {
+        "ExampleSet": "example_set",
         "MoTEProcessor": "processing_mote",
         "MoTEVideoProcessor": "video_processing_mote",
         "PROMPT_SETS": "prompts",
@@ -51,6 +53,7 @@ __getattr__ = lazy_names(
 __all__ = [
     "PROMPT_SETS",
     "PROTOCOLS",
+    "ExampleSet",
     "MoTEProcessor",
     "MoTEVideoProcessor",
     "VideoDecodeError",

@@ -14,7 +14,7 @@ from .pipeline_mote import ZeroShotVideoClassificationPipeline
 from .video_source import Source
 from .windows import WINDOW_OPTIONS, WindowEncoder, WindowReader, check_window
 
-OPTIONS = ("prompts", *WINDOW_OPTIONS)
+OPTIONS = ("prompts", "examples", *WINDOW_OPTIONS)
 
 
 def classify_windows(
@@ -46,8 +46,8 @@ def classify_windows(
         window: Length of a window, in seconds.
         stride: From the start of one window to that of the next, in seconds.
         batch_size: Windows scored at a time.
-        **options: `prompts`, `num_frames`, `num_clips`, `num_crops`, `sampling`, `short_video` and `strict`, as the
-            pipeline takes them; its own by default.
+        **options: `prompts`, `examples`, `num_frames`, `num_clips`, `num_crops`, `sampling`, `short_video` and
+            `strict`, as the pipeline takes them; its own by default.
 
     Returns:
         An iterator over the windows, in order: `{"start", "end", "scores", "thumbnail"}`, times in seconds, `scores`

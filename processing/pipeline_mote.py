@@ -16,6 +16,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from .class_names import parse_candidates, unlike_words
+from .example_set import ExampleSet
 from .module_state import module_state
 from .prompts import encode_classes, get_prompt_set
 from .video_inputs import is_one_video
@@ -72,7 +73,9 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             candidate_labels: Names of the classes, a list or a comma-separated string, one or more. Or
                 {name: description}: a text or several that say what the class looks like, read as they are, without
                 a prompt, and averaged; None for a name that speaks for itself. Answers keep the names.
-            **kwargs: `top_k`, the number of labels returned, all by default; `prompts`, a prompt set's name
+            **kwargs: `top_k`, the number of labels returned, all by default; `examples`, a few videos of labels that
+                correct what their texts say: {label: its videos}, an `ExampleSet`, which is read once for many calls,
+                or the file of one; `prompts`, a prompt set's name
                 ("mote_28") or templates with `{}`; `READING_OPTIONS` (`num_frames`, `num_clips`, …), see
                 `MoTEVideoProcessorKwargs`, by default as saved with the processor; `batch_size` and `num_workers`,
                 as in every pipeline. All of these, and the labels, can be given when the pipeline is made.
@@ -142,6 +145,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         candidate_labels: Any = None,
         prompts: str | Sequence[str] | None = None,
         top_k: int | None = None,
+        examples: Any = None,
         **processing: Any,
     ) -> tuple[dict, dict, dict]:
         forward: dict[str, Any] = {}
@@ -157,9 +161,21 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             postprocess["top_k"] = top_k
         unknown = [name for name in processing if name not in READING_OPTIONS]
         if unknown:
-            names = ", ".join(("candidate_labels", "prompts", "top_k", *READING_OPTIONS, "batch_size", "num_workers"))
+            own = ("candidate_labels", "prompts", "top_k", "examples")
+            names = ", ".join((*own, *READING_OPTIONS, "batch_size", "num_workers"))
             raise ValueError(f"unknown argument {unknown[0]!r} of the pipeline: it takes {names}")
-        return {name: value for name, value in processing.items() if value is not None}, forward, postprocess
+        processing = {name: value for name, value in processing.items() if value is not None}
+        if examples is not None:
+            forward["examples"] = self._prepare_examples(examples, processing)
+        return processing, forward, postprocess
+
+    def _prepare_examples(self, examples: Any, processing: dict[str, Any]) -> ExampleSet:
+        """The examples as features: read now, unless they were before."""
+        if isinstance(examples, ExampleSet):
+            return examples
+        if isinstance(examples, (str, os.PathLike)):
+            return ExampleSet.load(examples, self.model)
+        return ExampleSet.from_videos(self, examples, **processing)
 
     def _own_frames(self) -> dict[str, int | None]:
         return {"own_frames": self.processor.video_processor.frames_per_clip(self.model.config)}
@@ -169,14 +185,31 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         return _read(self.processor.video_processor, input_, dtype=self.dtype, **self._own_frames(), **options)
 
     def _forward(
-        self, input_tensors: dict, candidate_labels: Any, prompts: str | tuple[str, ...] = "mote_28"
+        self,
+        input_tensors: dict,
+        candidate_labels: Any,
+        prompts: str | tuple[str, ...] = "mote_28",
+        examples: ExampleSet | None = None,
     ) -> dict[str, torch.Tensor]:
         if "error" in input_tensors:  # of a worker, where it would become the text of another one
             raise input_tensors["error"]
         class_embeds = self.class_features(candidate_labels, prompts)
+        if examples is not None:
+            return {"logits": self._score_with_examples(input_tensors, class_embeds, list(candidate_labels), examples)}
         outputs = self.model(**input_tensors, class_embeds=class_embeds)
         logits = outputs.logits if "logits" in outputs else outputs.logits_per_video
         return {"logits": logits.float()}  # [b, c]
+
+    def _score_with_examples(
+        self, input_tensors: dict, class_embeds: torch.Tensor, labels: list[str], examples: ExampleSet
+    ) -> torch.Tensor:
+        """exp(logit_scale) times the similarities to texts and examples, [b, c]."""
+        frames = input_tensors.get("frame_embeds")
+        if frames is None:
+            frames = self.model.get_frame_features(input_tensors["pixel_values_videos"]).pooler_output
+        temporal = self.model.get_temporal_features(frames).last_hidden_state
+        similarities = examples.adapt(self.model, class_embeds, labels, frames, temporal)
+        return self.model.logit_scale.float().exp() * similarities
 
     def postprocess(
         self, model_outputs: dict[str, torch.Tensor], candidate_labels: Iterable[str], top_k: int | None = None
