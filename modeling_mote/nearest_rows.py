@@ -2,7 +2,8 @@
 
 faiss (pip install "mote-transformers[search]") sorts rows into lists around centres, and looks only at the lists whose
 centres are nearest to a query, its probes. A row is kept in one byte per number (SQ8), or, of very many, in a byte per
-four numbers (PQ). How much this misses is measured, not assumed: see `Recall`.
+four numbers (PQ). Rows are turned first (RR, a random rotation): a few large numbers, as CLIP's features have, would
+cost all others their precision. How much all this misses is measured, not assumed: see `Recall`.
 """
 
 import math
@@ -66,12 +67,13 @@ class RowLists:
     """Rows in lists of faiss.
 
     Attributes:
-        kind: As faiss names it, such as `IVF1024,SQ8`.
+        kind: As faiss names it, such as `RR512,IVF2048,SQ8`.
         probes: Lists looked at per query.
     """
 
     def __init__(self, index: Any, kind: str, probes: int = 1) -> None:
         self._index, self.kind, self.probes = index, kind, probes
+        self._lists = _faiss().downcast_index(_faiss().extract_index_ivf(index))
 
     @classmethod
     def train(cls, sample: np.ndarray, num_rows: int) -> "RowLists":
@@ -86,10 +88,11 @@ class RowLists:
         """
         kind = list_kind(num_rows, sample.shape[1])
         index = _faiss().index_factory(sample.shape[1], kind, _faiss().METRIC_INNER_PRODUCT)
-        if kind.partition(",")[2].startswith("PQ"):
-            index.do_polysemous_training = False  # for searches that are not done here; it takes minutes
+        made = cls(index, kind)
+        if "PQ" in kind:
+            made._lists.do_polysemous_training = False  # for searches that are not done here; it takes minutes
         index.train(sample)
-        return cls(index, kind)
+        return made
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], kind: str, probes: int, mapped: bool = True) -> "RowLists":
@@ -111,7 +114,7 @@ class RowLists:
     @property
     def num_lists(self) -> int:
         """How many lists there are."""
-        return self._index.nlist
+        return self._lists.nlist
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the lists.
@@ -161,19 +164,23 @@ class RowLists:
         chosen: dict[str, Any] = {"nprobe": self.probes}
         if alive is not None:
             chosen["sel"] = faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
-        return faiss.SearchParametersIVF(**chosen)
+        return faiss.SearchParametersPreTransform(index_params=faiss.SearchParametersIVF(**chosen))
 
 
 def list_kind(num_rows: int, dim: int) -> str:
-    """The form of lists for so many rows: about √n lists."""
-    lists = 2 ** max(1, round(math.log2(math.sqrt(num_rows))))
+    """The form of lists for so many rows of d numbers."""
     coarse = num_rows > COARSE_ROWS and dim % 4 == 0
-    return f"IVF{lists},{f'PQ{dim // 4}' if coarse else 'SQ8'}"
+    return f"RR{dim},IVF{_num_lists(num_rows)},{f'PQ{dim // 4}' if coarse else 'SQ8'}"
 
 
 def training_rows(num_rows: int) -> int:
     """How many rows to choose the centres by."""
-    return min(num_rows, TRAINING_ROWS_PER_LIST * 2 ** max(1, round(math.log2(math.sqrt(num_rows)))))
+    return min(num_rows, TRAINING_ROWS_PER_LIST * _num_lists(num_rows))
+
+
+def _num_lists(num_rows: int) -> int:
+    """About 2 √n, so that centres and the rows of the probes take about as long."""
+    return 2 ** max(1, round(math.log2(2 * math.sqrt(num_rows))))
 
 
 class RecallQueries:
