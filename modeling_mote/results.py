@@ -164,7 +164,8 @@ def per_class_table(folder: Path, most: int = 50) -> str:
     for row in rows[:most]:
         name = row["class"].replace("|", "\\|")
         lines.append(f"| {name} | {row['listed']} | {row['right']} | {100 * float(row['accuracy']):.1f} |")
-    return "\n".join(lines)
+    more = f"\n\nThe {most} lowest of {len(rows)} classes: per_class.csv has them all." if len(rows) > most else ""
+    return "\n".join(lines) + more
 
 
 # --------------------------------------------------------------------------------------------------------------- cards
