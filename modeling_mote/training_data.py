@@ -3,6 +3,7 @@
 import csv
 import io
 import random
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from .processing import MoTEVideoProcessor
 from .processing.augmentation import train_transform
 from .processing.builders import BUILDERS, load_videos, video_builder
 from .processing.clips import VideoClips, list_clips
+from .processing.video_size import measure_video
+from .processing.video_source import VideoDecodeError
 
 
 def load_train_and_validation(
@@ -216,4 +219,33 @@ def training_pixels(
     )
 
 
-__all__ = ["class_indices", "few_shot", "hold_out", "load_train_and_validation", "training_classes", "training_pixels"]
+def clip_seconds(rows: Any, most: int = 25) -> float | None:
+    """How long clips are, in the middle: as long should the windows of a longer video be.
+
+    Args:
+        rows: of a data set, `video` not decoded, and maybe `start` and `end` in seconds.
+        most: clips that are looked at, evenly spread.
+
+    Returns:
+        Seconds, to a tenth; None if none of the clips can be read.
+    """
+    lengths = []
+    for index in range(0, len(rows), max(1, len(rows) // most)):
+        row = rows[index]
+        try:
+            end = row.get("end") or measure_video(row["video"].get("bytes") or row["video"]["path"]).seconds
+        except VideoDecodeError:  # training says which
+            continue
+        lengths.append(end - (row.get("start") or 0.0))
+    return max(0.1, round(statistics.median(lengths), 1)) if lengths else None
+
+
+__all__ = [
+    "class_indices",
+    "clip_seconds",
+    "few_shot",
+    "hold_out",
+    "load_train_and_validation",
+    "training_classes",
+    "training_pixels",
+]

@@ -1,224 +1,360 @@
-"""A web app: drop a video, type labels, get scores, a timeline and the frames that the model saw.
+"""A web app: drop a video, type labels, get scores, segments and a timeline, the frames the model saw, and why.
 
->>> build(load_pipeline("org/mote-vitb16")).launch(css=CSS)
+>>> answers = Answers(load_pipeline("org/mote-vitb16"), Limits())
+>>> build(answers, "org/mote-vitb16").launch(css=CSS)
 
 Needs Gradio (`pip install "mote-transformers[app]"`) and no internet. What visitors may ask for has limits.
 """
 
 import html
 import io
-import math
-import re
-import time
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import gradio as gr
+import numpy as np
 import torch
 from PIL import Image
 
-from .processing import VideoDecodeError, classify_windows, parse_labels, plot_timeline
-from .processing.class_names import unlike_words
-from .processing.video_size import measure_video
-from .web_limits import Limits
+from .explanation import explain
+from .processing.builders.moving_shapes import COLORS, MOTIONS, SHAPES, class_name, encode_mp4, render_clip
+from .processing.class_names import to_words
+from .processing.label_sets import read_label_file
+from .processing.sources import find_videos
+from .processing.timeline import plot_timeline
+from .web_answers import VIEW, Answer, Answers, OutOfTimeError, RefusedError, read_candidates
+from .web_http import describe_limits
 
-# One view of a video, and of a short one repeated frames, whatever the checkpoint's processor would do.
-VIEW: dict[str, Any] = {"num_clips": 1, "num_crops": 1, "short_video": "loop"}
+SHOWN = 20  # labels as bars; the others are in a list that can be searched
+SHOWN_SEGMENTS = 100
+MOST_EXAMPLES, EXAMPLE_LABELS = 6, 8
 
-# Trimming is hidden: it would fetch FFmpeg from the internet. Hundreds of scores scroll.
 CSS = """
-#video [aria-label="Trim video to selection"] { display: none }
-#scores { max-height: 600px; overflow-y: auto }
+#result { min-height: 12rem; padding: .75rem; border: 1px solid var(--border-color-primary); border-radius: 8px }
+#result .problem { border-left: 4px solid #d33; padding: .5rem .75rem; margin: .25rem 0; font-weight: 600 }
+#result .note { border-left: 4px solid #e69f00; padding: .25rem .75rem; margin: .5rem 0 }
+#result h3 { margin: .25rem 0 .75rem; font-size: 1.3rem; overflow-wrap: anywhere }
+#result table { width: 100%; border-collapse: collapse; margin: .25rem 0 }
+#result th, #result td { padding: .2rem .4rem; text-align: left; vertical-align: middle }
+#result td { overflow-wrap: anywhere; border: 0 }
+#result td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+#result .bar { width: 30% }
+#result meter { width: 100%; height: .9rem }
+#result details { margin-top: .75rem }
+#result details div { max-height: 20rem; overflow-y: auto }
+#result input[type=search] { width: 100%; padding: .3rem; border: 1px solid var(--border-color-primary) }
+#preview video { max-height: 260px; width: 100%; background: #111; border-radius: 8px }
 #frames .grid-wrap { min-height: 0; padding-top: 2rem }
-#timeline .image-container { padding-top: 1.5rem }
+#timeline .image-container, #why .image-container { padding-top: 1.5rem }
 """
 
+# The list of all labels, as a visitor types what to look for.
+SEARCH = (
+    "const words = this.value.toLowerCase(); for (const row of this.parentNode.querySelectorAll('tr')) "
+    "row.hidden = !row.textContent.toLowerCase().includes(words)"
+)
+UNPLAYABLE = (
+    "const say = document.createElement('p'); say.textContent = 'Your browser cannot play this video; "
+    "it can still be classified.'; this.replaceWith(say)"
+)
+# On a phone the result is below the button.
+SCROLL = "() => document.querySelector('#result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
-def answer(
-    classify: Any,
-    video: str | None,
-    text: str | None,
-    limits: Limits,
-    progress: Any,
-    window: float = 4.0,
-    stride: float = 1.0,
-) -> Iterator[tuple[dict[str, float], list[tuple[Image.Image, str]], Image.Image | None]]:
-    """What the page shows for one video and one text of labels, twice if the timeline comes later.
+
+class Example(NamedTuple):
+    """A video to click, and the labels that come with it."""
+
+    video: str
+    labels: tuple[str, ...]
+    name: str
+
+
+# ---------------------------------------------------------------------------------------------------------- examples
+
+
+def draw_examples(id2label: Mapping[int, str], folder: Path) -> list[Example]:
+    """Clips of moving shapes, for a model that was trained on them; none for another.
 
     Args:
-        classify: The zero-shot pipeline; calls at the same time may share it.
-        video: Path of the upload.
-        text: Labels, separated by commas or new lines.
-        limits: What is refused.
-        progress: A `gr.Progress`.
-        window: Seconds of a window of the timeline.
-        stride: Seconds from one window to the next.
+        id2label: The classes that the model was trained on.
+        folder: Where the files go.
+    """
+    known = {class_name(*each): each for each in _all_shapes()}
+    names = list(id2label.values())
+    if not names or any(name not in known for name in names):
+        return []
+    rng = np.random.default_rng(0)
+    chosen = names[:: max(1, len(names) // 4)][:4]
+    films = {name: [known[name]] for name in chosen[:3]} | {"several in a row": [known[name] for name in chosen]}
+    examples = []
+    for title, film in films.items():
+        clips = [render_clip(*each, rng, image_size=128) for each in film]
+        path = folder / f"{title.replace(' ', '_')}.mp4"
+        path.write_bytes(encode_mp4(np.concatenate(clips), fps=8))
+        others = [name for name in names if name not in chosen][:: max(1, len(names) // 4)]
+        examples.append(Example(str(path), tuple([*chosen, *others][:EXAMPLE_LABELS]), title))
+    return examples
 
-    Yields:
-        {label: score} over all labels, the frames [h, w] that they are of with their times, and the timeline: None
-        until it is drawn, and for a video of at most one window.
+
+def _all_shapes() -> Iterator[tuple[str, str, str]]:
+    return ((color, shape, motion) for color in COLORS for shape in SHAPES for motion in MOTIONS)
+
+
+def find_examples(source: str, folder: Path) -> list[Example]:
+    """Videos of a folder, one of each of its folders, whose names are the labels.
+
+    Args:
+        source: The folder.
+        folder: Where copies go: the page gives away no other file.
 
     Raises:
-        ValueError: If there is no video, no label or a repeated one, for what the limits refuse, and for a video that
-            cannot be decoded.
+        ValueError: If there is no video.
     """
+    firsts: dict[str, str] = {}
+    for file in find_videos([source]).files:
+        firsts.setdefault(to_words(Path(file).parent.name), file)
+    labels = tuple(firsts)[:EXAMPLE_LABELS]
+    examples = []
+    for number, (name, file) in enumerate(list(firsts.items())[:MOST_EXAMPLES]):
+        (folder / str(number)).mkdir()
+        examples.append(Example(shutil.copy(file, folder / str(number)), labels, name))
+    return examples
+
+
+# ---------------------------------------------------------------------------------------------------------- what shows
+
+
+def show(answer: Answer, problem: str | None = None) -> str:
+    """The panel of an answer: what is best, then notes, segments, scores, all safe to show."""
+    parts = [show_problem(problem)] if problem else []
+    if answer.windows:
+        parts.append(_show_segments(answer.segments))
+        parts.append("<h4>Mean over the windows</h4>")
+    elif answer.num_windows:
+        parts.append(f"<p>{answer.seconds:.1f} s of video, window by window …</p>")
+    elif answer.rows:
+        parts.append(f"<h3>{html.escape(answer.rows[0]['label'])}</h3>")
+    parts[1 if problem else 0 : 0] = [f"<p class=note>{html.escape(note)}</p>" for note in answer.notes]
+    if answer.rows:
+        parts.append(_show_scores(answer.rows))
+    return "".join(parts)
+
+
+def show_problem(message: str) -> str:
+    """A problem, which stays until something else is asked."""
+    return f"<p class=problem role=alert>{html.escape(message)}</p>"
+
+
+def percent(score: float) -> str:
+    """`12.3 %`, and as many digits as a small score needs."""
+    return f"{100 * score:.1f} %" if score >= 0.001 or not score else f"{100 * score:.2g} %"
+
+
+def _show_segments(segments: Sequence[Mapping[str, Any]]) -> str:
+    rows = "".join(
+        f"<tr><td class=number>{each['start']:.1f} – {each['end']:.1f} s</td><td>{html.escape(each['label'])}</td>"
+        f"<td class=number>{percent(each['score'])}</td></tr>"
+        for each in segments[:SHOWN_SEGMENTS]
+    )
+    more = f"<p>… and {len(segments) - SHOWN_SEGMENTS} more</p>" if len(segments) > SHOWN_SEGMENTS else ""
+    return f"<h3>What happens when</h3><table class=segments>{rows}</table>{more}"
+
+
+def _show_scores(rows: Sequence[Mapping[str, Any]]) -> str:
+    best = max(row["score"] for row in rows) or 1.0
+    full = 1.0 if best > 0.2 else best  # of hundreds of labels, each has little
+    bars = "".join(
+        f"<tr><td>{html.escape(row['label'])}</td><td class=bar><meter max={full:.6g} value={row['score']:.6g} "
+        f'aria-label="{html.escape(row["label"])}"></meter></td><td class=number>{percent(row["score"])}</td></tr>'
+        for row in rows[:SHOWN]
+    )
+    table = f"<table class=scores>{bars}</table>"
+    if len(rows) <= SHOWN:
+        return table
+    everything = "".join(
+        f"<tr><td class=number>{place}</td><td>{html.escape(row['label'])}</td>"
+        f"<td class=number>{percent(row['score'])}</td></tr>"
+        for place, row in enumerate(rows, start=1)
+    )
+    return (
+        f"{table}<details><summary>All {len(rows)} labels</summary>"
+        f'<input type=search placeholder="Search the labels" aria-label="Search the labels" oninput="{SEARCH}">'
+        f"<div><table>{everything}</table></div></details>"
+    )
+
+
+def preview(video: str | None) -> str:
+    """A player; one that says so if the browser can't play the file."""
     if video is None:
-        raise ValueError("No video was given: drop one first.")
-    labels = read_labels(text, limits)
-    check_size(video, limits)
-    frames, metadata = see(classify, video)
-    seconds = metadata.duration or 0.0
-    check_seconds(seconds, limits)
-    scores, shown = score(classify, frames, labels), pictures(frames, metadata)
-    yield scores, shown, None
-    if seconds > window:
-        windows = classify_windows(classify, video, labels, window=window, stride=stride, **VIEW)
-        total = 1 + math.ceil((seconds - window) / stride)
-        in_time = until(windows, limits.max_working_seconds)
-        yield scores, shown, draw(list(progress.tqdm(in_time, total=total, desc="Timeline", unit="windows")))
+        return ""
+    return f'<video controls muted playsinline src="/gradio_api/file={quote(video)}" onerror="{UNPLAYABLE}"></video>'
 
 
-def until(windows: Iterator[dict[str, Any]], seconds: float) -> Iterator[dict[str, Any]]:
-    """The windows that are there in time; a visitor is told where they end."""
-    end = time.monotonic() + seconds
-    for window in windows:
-        yield window
-        if time.monotonic() > end:
-            gr.Warning(f"The timeline ends at {window['end']:.0f} s, after {seconds:g} s of work.")
-            return
-
-
-def read_labels(text: str | None, limits: Limits) -> list[str]:
-    """Labels separated by commas or new lines; blank ones, which typing leaves behind, are dropped."""
-    names = [name for name in re.split(r"[,\n]", text or "") if name.strip()]
-    if not names:
-        raise ValueError("No label was given: type one or more, separated by commas or new lines.")
-    if len(names) > limits.max_labels:
-        raise ValueError(f"{len(names)} labels were given: this app takes up to {limits.max_labels}.")
-    labels = parse_labels(names, limits.max_letters)
-    for name, words in unlike_words(labels).items():
-        gr.Info(html.escape(f"Labels are read as they are written: did you mean “{words}” rather than “{name}”?"))
-        break
-    return labels
-
-
-def check_size(video: str, limits: Limits) -> None:
-    """Refuse a file that takes too long, before anything of it is decoded."""
-    megabytes = Path(video).stat().st_size / 1e6
-    if megabytes > limits.max_megabytes:
-        raise ValueError(f"The file has {megabytes:.0f} MB: this app takes up to {limits.max_megabytes:g} MB.")
-    size = measure_video(video)
-    check_seconds(size.seconds, limits)
-    if size.gigapixels > limits.max_gigapixels:
-        raise ValueError(
-            f"The video has {size.num_frames} frames of {size.width} × {size.height} pixels: this app takes up to "
-            f"{limits.max_gigapixels:g} billion pixels, so make it smaller or cut it first."
-        )
-
-
-def check_seconds(seconds: float, limits: Limits) -> None:
-    if seconds > limits.max_seconds:
-        most = f"{limits.max_seconds:g}"
-        raise ValueError(f"The video is {seconds:.1f} s long: this app takes up to {most} s, so cut it first.")
-
-
-def see(classify: Any, video: str) -> tuple[torch.Tensor, Any]:
-    """The frames of a video that the model gets, uint8 [t, 3, h, w], and the video's metadata.
-
-    A file that breaks off is taken as far as it goes, and who dropped it is told.
-    """
-    processor = classify.processor.video_processor
-    view = VIEW | {"num_frames": processor.frames_per_clip(classify.model.config) or classify.model.config.num_frames}
-    try:
-        views, metadata = processor.read(video, video, options=processor.reading_options(strict=True, **view))
-    except VideoDecodeError as error:  # without `strict`, it raises if nothing can be decoded
-        views, metadata = processor.read(video, video, options=processor.reading_options(strict=False, **view))
-        gr.Warning(f"{sentence(error, video)} Only these are used.")
-    return views[0], metadata
-
-
-def score(classify: Any, frames: torch.Tensor, labels: list[str]) -> dict[str, float]:
-    """Scores of frames [t, 3, h, w] that are as the model gets them: those of the pipeline for their video."""
-    pixels = classify.processor.video_processor.normalize_pixels(frames[None].to(classify.device)).to(classify.dtype)
-    outputs = classify.forward({"pixel_values_videos": pixels}, candidate_labels=tuple(labels))
-    return {row["label"]: row["score"] for row in classify.postprocess(outputs, tuple(labels))}
-
-
-def pictures(frames: torch.Tensor, metadata: Any) -> list[tuple[Image.Image, str]]:
-    """Frames [t, 3, h, w] with the times at which they are shown; small ones enlarged pixel by pixel."""
-    times = max(1, round(224 / frames.shape[-1]))
-    large = frames.repeat_interleave(times, -1).repeat_interleave(times, -2).permute(0, 2, 3, 1).numpy()
-    captions = (f"{index / metadata.fps:.2f} s" if metadata.fps else "" for index in metadata.frames_indices)
+def pictures(frames: np.ndarray, times: Sequence[float | None]) -> list[tuple[Image.Image, str]]:
+    """Frames uint8 [t, 3, h, w] with the times at which they are shown; small ones enlarged pixel by pixel."""
+    factor = max(1, round(224 / frames.shape[-1]))
+    large = frames.repeat(factor, -1).repeat(factor, -2).transpose(0, 2, 3, 1)
+    captions = ("" if seconds is None else f"{seconds:.2f} s" for seconds in times)
     return [(Image.fromarray(image), caption) for image, caption in zip(large, captions, strict=True)]
 
 
-def draw(windows: list[dict[str, Any]]) -> Image.Image:
+def _draw(figure: Any) -> Image.Image:
     file = io.BytesIO()
-    plot_timeline(windows).savefig(file, format="png")
+    figure.savefig(file, format="png")
     return Image.open(file)
 
 
-def sentence(error: Exception, video: str | None) -> str:
-    """An error for the page: the file's name in place of its path on this machine, and no HTML but our own."""
-    message = " ".join(str(error).split())
-    return html.escape(message.replace(video, Path(video).name) if video else message)
+def csv_text(file: str | None, text: str | None) -> str:
+    """Labels of a file, one of names a line or a CSV `name,description`, as they would be typed."""
+    if file is None:
+        return text or ""
+    labels = read_label_file(file)
+    lines = []
+    for name in labels.classes:
+        texts = labels.descriptions.get(name, ())
+        lines += [f"{name}: {each}" for each in texts] or [name]
+    return "\n".join(lines)
 
 
-def build(
-    classify: Any,
-    limits: Limits = Limits(),  # noqa: B008  it is frozen
-    *,
-    window: float = 4.0,
-    stride: float = 1.0,
-    concurrency: int = 2,
-    keep_seconds: int = 3600,
-) -> gr.Blocks:
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+class Page:
+    """What happens when a visitor clicks. It keeps nothing between clicks.
+
+    Args:
+        answers: What answers.
+    """
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers, self.limits = answers, answers.limits
+
+    def classify(self, video: str | None, text: str | None, progress: Any) -> Iterator[tuple]:
+        """The panel, the frames and the timeline, more and more of them; a problem is shown in the panel."""
+        hidden, answer = gr.Image(visible=False), None
+        yield "", None, hidden, gr.Image(visible=False)  # no old result beside a new error
+        try:
+            progress(0, desc="Reading the video")
+            for answer in self._answers(video, text):
+                if answer.num_windows:
+                    done = (len(answer.windows), answer.num_windows)
+                    progress(done, desc="Scoring window by window", unit="windows")
+                yield show(answer), pictures(answer.frames, answer.times), hidden, gr.Image(visible=False)
+        except OutOfTimeError as error:
+            if answer is None or not answer.windows:
+                yield show_problem(str(error)), None, hidden, hidden
+                return
+            end, limit = answer.windows[-1]["end"], self.limits.max_working_seconds
+            answer.notes.append(f"The result ends at {end:.0f} s, after {limit:g} s of work.")
+        except (ValueError, OSError) as error:
+            yield show_problem(" ".join(str(error).split())), None, hidden, hidden
+            return
+        if answer is not None and answer.windows:
+            timeline = gr.Image(_draw(plot_timeline(answer.windows)), visible=True)
+            yield show(answer), pictures(answer.frames, answer.times), timeline, hidden
+
+    def _answers(self, video: str | None, text: str | None) -> Iterator[Answer]:
+        if video is None:
+            raise RefusedError("No video was given: drop one first.")
+        yield from self.answers(video, read_candidates(text, self.limits))
+
+    def why(self, video: str | None, text: str | None, label: str | None) -> tuple[Any, str]:
+        """The picture of `explain` for a label, the best one if none is named; and a problem."""
+        try:
+            if video is None:
+                raise RefusedError("No video was given: drop one first.")
+            candidates = read_candidates(text, self.limits)
+            frames = torch.from_numpy(self.answers.see(video).frames)
+            wanted = (label or "").strip() or None
+            reading = VIEW | {"num_frames": self.answers.num_frames}
+            why = explain(self.answers.classify, frames, wanted, dict(candidates), **reading)
+        except (ValueError, OSError) as error:
+            return gr.Image(visible=False), show_problem(" ".join(str(error).split()))
+        caption = f"Why “{why.label}”"
+        return gr.Image(_draw(why.plot()), visible=True, label=caption), ""
+
+    def api(self, video: str, labels: str) -> dict[str, Any]:
+        """Score a video against labels.
+
+        Args:
+            video: The video file.
+            labels: Labels with commas or line breaks between them; a line `name: description` describes one.
+
+        Returns:
+            `scores`, a list of {label, score}, best first; `segments`, for a video longer than a window, a list of
+            {start, end, label, score}; and `notes` on what to know about the file.
+        """
+        try:
+            answer = deque(self._answers(video, labels), maxlen=1)[0]
+        except (ValueError, OSError) as error:
+            raise gr.Error(html.escape(" ".join(str(error).split())), print_exception=False) from error
+        return {"scores": answer.rows, "segments": answer.segments, "notes": answer.notes}
+
+
+def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), keep_seconds: int = 3600) -> gr.Blocks:
     """The page. It keeps nothing between calls: results depend on a visitor's own video and labels alone.
 
     Args:
-        classify: The zero-shot pipeline.
-        limits: What visitors may ask for.
-        window: Seconds of a window; longer videos get a timeline of them.
-        stride: Seconds from one window to the next.
-        concurrency: Videos classified at a time; the others queue.
+        answers: What answers.
+        model_name: What the page calls the model.
+        examples: Videos to click, in a folder of temporary files.
         keep_seconds: Age at which uploads and results are deleted.
 
     Returns:
         The page, to `launch` with `css=CSS` and `max_file_size=`.
     """
-    config = classify.model.config
-    num_frames = classify.processor.video_processor.frames_per_clip(config) or config.num_frames
+    page, config = Page(answers), answers.classify.model.config
+    known = list(config.id2label.values())[:3] if config.training_classes_set else []
 
     def on_click(video: str | None, text: str | None, progress=gr.Progress()) -> Iterator[tuple]:  # noqa: B008
-        yield None, None, gr.Image(visible=False)  # no old result beside a new error
-        try:
-            for scores, frames, timeline in answer(classify, video, text, limits, progress, window, stride):
-                yield scores, frames, gr.Image(timeline, visible=timeline is not None)
-        except (ValueError, OSError) as error:
-            raise gr.Error(sentence(error, video), print_exception=False) from error
-        except Exception as error:  # whatever escapes a decoder is this video's, and the server's log has it
-            raise gr.Error(f"The video can't be classified ({type(error).__name__}).") from error
+        yield from page.classify(video, text, progress)
 
-    with gr.Blocks(title="MoTE", analytics_enabled=False, delete_cache=(keep_seconds, keep_seconds)) as page:
+    with gr.Blocks(title="MoTE", analytics_enabled=False, delete_cache=(keep_seconds, keep_seconds)) as blocks:
         gr.Markdown(
             "# MoTE: which of these labels fits the video?\n"
-            f"The scores are over the labels that you type, and add up to 1. The model sees {num_frames} frames, "
-            f"spread over the video; a video of more than {window:g} s is scored window by window as well. "
-            "A video that your browser cannot play can still be classified."
+            f"Model: **{html.escape(model_name)}**, {answers.num_frames} frames per clip. The scores are over the "
+            f"labels that you type, and add up to 1. A video of more than {answers.window:g} s is scored in windows "
+            f"of {answers.window:g} s. {describe_limits(answers.limits)}"
         )
         with gr.Row():
             with gr.Column():
-                video = gr.Video(label="Video", sources=["upload"], height=260, elem_id="video")
-                known = list(config.id2label.values())[:3] if config.training_classes_set else []
-                text = gr.Textbox(
-                    label="Labels, separated by commas or new lines", lines=3, placeholder="\n".join(known)
+                video = gr.File(
+                    label="Video", file_types=["video", ".mkv", ".avi", ".ts", ".y4m"], height=140, elem_id="video"
                 )
-                button = gr.Button("Classify", variant="primary")
+                player = gr.HTML(elem_id="preview")
+                text = gr.Textbox(
+                    label="Labels, separated by commas or new lines",
+                    info="A line “name: description” says what a label looks like.",
+                    lines=3,
+                    max_lines=12,
+                    placeholder="\n".join(known),
+                )
+                with gr.Row():
+                    button = gr.Button("Classify", variant="primary")
+                    file = gr.UploadButton("Labels from a file", file_types=[".csv", ".txt"], size="md")
+                if examples:
+                    gr.Markdown("Or click an example:")
+                    with gr.Row(elem_id="examples"):
+                        for example in examples:
+                            values = (example.video, "\n".join(example.labels))
+                            gr.Button(example.name, size="sm", min_width=120).click(
+                                lambda values=values: values, None, [video, text], api_visibility="private"
+                            )
             with gr.Column():
-                scores = gr.Label(label="Scores", elem_id="scores")
+                result = gr.HTML(elem_id="result")
+                with gr.Row():
+                    label = gr.Textbox(show_label=False, placeholder="the best label", container=False)
+                    ask = gr.Button("Why?", elem_id="ask")
+                problem = gr.HTML()
+        why = gr.Image(label="Why", visible=False, buttons=["download", "fullscreen"], elem_id="why")
+        timeline = gr.Image(label="Timeline", visible=False, buttons=["download", "fullscreen"], elem_id="timeline")
         frames = gr.Gallery(
-            label="Frames the model saw",
+            label="Frames the model saw, of the whole video",
             columns=8,
             height="auto",
             format="png",
@@ -226,16 +362,31 @@ def build(
             buttons=[],
             elem_id="frames",
         )
-        timeline = gr.Image(label="Timeline", visible=False, buttons=["download", "fullscreen"], elem_id="timeline")
+        video.change(preview, video, player, show_progress="hidden", api_visibility="private")
+        button.click(None, js=SCROLL)
         button.click(
             on_click,
             [video, text],
-            [scores, frames, timeline],
-            show_progress_on=scores,
+            [result, frames, timeline, why],
+            show_progress_on=result,
             trigger_mode="always_last",  # a click while a timeline is computed counts once that is done
-            api_name="classify",
+            api_visibility="private",
         )
-    return page.queue(max_size=32, default_concurrency_limit=concurrency)
+        ask.click(page.why, [video, text, label], [why, problem], show_progress_on=ask, api_visibility="private")
+        file.upload(csv_text, [file, text], text, api_visibility="private")
+        gr.Button(visible=False).click(
+            page.api, [video, text], gr.JSON(visible=False), api_name="classify", api_description=page.api.__doc__
+        )
+    return blocks.queue(max_size=32, default_concurrency_limit=answers.concurrency)
 
 
-__all__ = ["CSS", "answer", "build"]
+def examples_of(answers: Answers, source: str | None) -> list[Example]:
+    """The videos to click: of a folder, or drawn if the model knows moving shapes; copies in a temporary folder."""
+    folder = Path(tempfile.mkdtemp(prefix="mote-examples-"))
+    if source is not None:
+        return find_examples(source, folder)
+    config = answers.classify.model.config
+    return draw_examples(config.id2label if config.training_classes_set else {}, folder)
+
+
+__all__ = ["CSS", "Example", "build", "examples_of"]

@@ -58,10 +58,11 @@ class ReadingProcesses:
     Args:
         function: See `read_in_processes`.
         num_workers: See there.
+        context: How processes start, of `multiprocessing.get_context`; the machine's own way by default.
     """
 
-    def __init__(self, function: Callable[[Any], Any], num_workers: int) -> None:
-        self.function, self.num_workers = function, num_workers
+    def __init__(self, function: Callable[[Any], Any], num_workers: int, context: Any = multiprocessing) -> None:
+        self.function, self.num_workers, self.context = function, num_workers, context
         self.workers: list[_Worker] = []
 
     def __enter__(self) -> "ReadingProcesses":
@@ -76,6 +77,11 @@ class ReadingProcesses:
             worker.stop()
         self.workers = []
 
+    def kill(self) -> None:
+        """End the items at hand, from another thread: what stands for their results is a `ProcessDied`."""
+        for worker in self.workers:
+            worker.process.kill()
+
     def read(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """See `read_in_processes`. One list at a time; if it is not read to its end, the processes end.
 
@@ -88,7 +94,11 @@ class ReadingProcesses:
             return
         if not self.workers:
             gc.collect()  # a fork that collects an open container of PyAV waits for its threads for ever
-            self.workers = [_Worker(self.function) for _ in range(self.num_workers)]
+            self.workers = [_Worker(self.function, self.context) for _ in range(self.num_workers)]
+        for number, worker in enumerate(self.workers):
+            if not worker.process.is_alive():  # it died while it waited, which is no item's fault
+                worker.stop()
+                self.workers[number] = _Worker(self.function, self.context)
         finished = False
         try:
             yield from self._read(items)
@@ -123,7 +133,7 @@ class ReadingProcesses:
                     worker.index = None
                 if isinstance(result, ProcessDied):
                     worker.stop()
-                    self.workers[number] = _Worker(self.function)
+                    self.workers[number] = _Worker(self.function, self.context)
             while held[given] or given in complete:
                 while held[given]:
                     result = held[given].popleft()
@@ -158,10 +168,10 @@ def _results(answer: Any) -> Iterator[Any]:
 class _Worker:
     """A process that calls the function on one item after another."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[[Any], Any], context: Any) -> None:
         self.index: int | None = None  # of the item that it has
-        self.connection, other = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=_work, args=(function, other, self.connection), daemon=True)
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_work, args=(function, other, self.connection), daemon=True)
         self.process.start()
         other.close()
 

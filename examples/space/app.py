@@ -4,4 +4,5 @@ import sys
 
 from modeling_mote.commands.command_line import run_command
 
-sys.exit(run_command("app"))
+if __name__ == "__main__":  # the processes that read videos import this file too
+    sys.exit(run_command("app"))

@@ -174,10 +174,12 @@ def _common(options: Any, rows: Any, validation_rows: Any) -> dict[str, Any]:
 def _record(options: Any, rows: Any, validated_on: str) -> dict[str, Any]:
     """What `training.json` says beside what the run knows."""
     from ..processing.builders import list_sha256
+    from ..training_data import clip_seconds
 
     return {
         "arguments": vars(options),
         "clips_sha256": list_sha256(rows),
+        "clip_seconds": clip_seconds(rows),
         "validated_on": validated_on,
         "class_names": rows.info.description,
     }

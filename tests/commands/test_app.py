@@ -1,7 +1,6 @@
 """The app: its answers as a function, then as people get them, from a real browser, and as a Space runs it."""
 
-import html
-import importlib
+import base64
 import io
 import itertools
 import os
@@ -13,8 +12,10 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
+from threading import Thread, Timer
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,23 @@ from PIL import Image
 
 from modeling_mote.commands.command_line import run_command
 from modeling_mote.loading import load_pipeline
+from modeling_mote.processing import classify_windows, merge_windows
 from modeling_mote.processing.builders.moving_shapes import COLORS, MOTIONS, SHAPES, encode_mp4, render_clip
+from modeling_mote.web_answers import (
+    Answer,
+    Answers,
+    Job,
+    OutOfTimeError,
+    RefusedError,
+    VisitorReader,
+    read_candidates,
+)
 from modeling_mote.web_limits import Limits
 
-gr = pytest.importorskip("gradio", reason="Gradio is absent: pip install 'mote-transformers[app]'")
+pytest.importorskip("gradio", reason="Gradio is absent: pip install 'mote-transformers[app]'")
+
+from modeling_mote import web_app  # noqa: E402
+from modeling_mote.web_http import http_routes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["red bar growing", "blue star spinning", "green moon blinking"]
@@ -74,122 +88,196 @@ def cut_short(tmp_path_factory, write_video) -> str:
 
 
 @pytest.fixture(scope="module")
-def app() -> ModuleType:
-    return importlib.import_module("modeling_mote.web_app")
-
-
-@pytest.fixture(scope="module")
 def classify(shapes_model) -> Any:
     return load_pipeline(str(shapes_model), "cpu")
 
 
+def limits_of(**changes: Any) -> Limits:
+    return Limits(**({"max_seconds": 10.0, "max_working_seconds": 60.0} | changes))
+
+
+@pytest.fixture(scope="module")
+def answers(classify) -> Iterator[Answers]:
+    """Windows of 2.5 s, as a film of one class has 2 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # else no URL is fetched at all
+            patch.delenv(name, raising=False)
+        answers = Answers(classify, limits_of(), window=2.5, stride=0.5)
+    yield answers
+    answers.close()
+
+
 @pytest.fixture
-def answer(app, classify) -> Callable[..., list[tuple]]:
-    """`answer(video, text, **arguments)`: all that the page is given."""
+def reader(answers) -> Callable[..., list[Any]]:
+    """`reader(video, **limits)`: what a reading process would give, read in this one."""
 
-    def ask(video: str | None, text: str | None, **arguments: Any) -> list[tuple]:
-        limits = Limits(**({"max_seconds": 10.0} | arguments))
-        return list(app.answer(classify, video, text, limits, gr.Progress(), window=2.5, stride=0.5))
+    def read(video: str, **changes: Any) -> list[Any]:
+        processor = answers.video_processor
+        return list(VisitorReader(processor, 8, limits_of(**changes), 2.5, 0.5)(Job(video, Path(video).name)))
 
-    return ask
+    return read
 
 
 def scores_of(classify: Any, video: str, labels: list[str]) -> dict[str, float]:
     return {row["label"]: row["score"] for row in classify(video, candidate_labels=labels, short_video="loop")}
 
 
-@pytest.mark.parametrize("video", ["red.mp4", "blue.mp4", "long.mp4", "one-frame.mp4"])
-def test_scores_are_the_pipelines(answer, classify, videos, video):
-    results = answer(videos[video], "red bar growing, blue star spinning\n\n green moon blinking ,\n")
+def rows_of(answer: Any) -> dict[str, float]:
+    return {row["label"]: row["score"] for row in answer.rows}
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("video", ["red.mp4", "blue.mp4", "one-frame.mp4"])
+def test_scores_are_the_pipelines(answers, classify, videos, video):
+    text = "red bar growing, blue star spinning\n\n green moon blinking ,\n"
+    answer = answers.finish(videos[video], read_candidates(text, Limits()))
     expected = scores_of(classify, videos[video], LABELS)
-    assert results[0][0] == pytest.approx(expected, abs=1e-5) and list(results[0][0]) == list(expected)
+    assert rows_of(answer) == pytest.approx(expected, abs=1e-5) and list(rows_of(answer)) == list(expected)
+    assert not answer.windows and not answer.notes
 
 
-def test_frames_are_what_the_model_saw(answer, classify, videos):
-    (_, pictures, _), *_ = answer(videos["red.mp4"], "cyan moon")
+def test_what_is_longer_than_a_window_has_segments(answers, classify, videos):
+    candidates = dict.fromkeys(LABELS, ())
+    *steps, answer = answers(videos["long.mp4"], candidates)
+    assert not steps or steps[0] is answer
+    expected = list(classify_windows(classify, videos["long.mp4"], LABELS, window=2.5, stride=0.5))
+    assert len(answer.windows) == len(expected) == answer.num_windows
+    for got, wanted in zip(answer.windows, expected, strict=True):
+        assert (got["start"], got["end"]) == (wanted["start"], wanted["end"])
+        assert got["scores"] == pytest.approx(wanted["scores"], abs=1e-5)
+    assert answer.segments == merge_windows(answer.windows)
+    means = {label: np.mean([each["scores"][label] for each in expected]) for label in LABELS}
+    assert rows_of(answer) == pytest.approx(means, abs=1e-5)
+
+
+def test_described_labels_are_the_pipelines(answers, classify, videos):
+    text = "grows: red bar growing\ngrows: a red bar growing\nspins: blue star spinning"
+    described = {"grows": ["red bar growing", "a red bar growing"], "spins": ["blue star spinning"]}
+    answer = answers.finish(videos["red.mp4"], read_candidates(text, Limits()))
+    assert rows_of(answer) == pytest.approx(scores_of(classify, videos["red.mp4"], described), abs=1e-5)
+    assert rows_of(answer) != pytest.approx(scores_of(classify, videos["red.mp4"], list(described)[:0] or LABELS[:2]))
+
+
+def test_frames_are_what_the_model_saw(answers, classify, videos):
+    seen = answers.see(videos["red.mp4"])
     pixels = classify.preprocess(videos["red.mp4"])["pixel_values_videos"][0]  # [t, 3, 32, 32]
     processor = classify.processor.video_processor
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
-    seen = ((pixels * std + mean) * 255).round().byte()
+    assert torch.equal(torch.from_numpy(seen.frames), ((pixels * std + mean) * 255).round().byte())
+    pictures = web_app.pictures(seen.frames, seen.times)
     assert [caption for _, caption in pictures] == [f"{index / 4:.2f} s" for index in range(8)]
-    for frame, (picture, _) in zip(seen, pictures, strict=True):
-        shown = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
-        assert shown.shape == (3, 224, 224)
-        assert torch.equal(shown[:, ::7, ::7], frame)
-
-
-def test_timeline_for_what_is_longer_than_a_window(answer, videos):
-    assert [timeline for *_, timeline in answer(videos["red.mp4"], "cyan moon")] == [None]
-    (first, _, none), (second, _, timeline) = answer(videos["long.mp4"], ", ".join(LABELS))
-    assert first == second and none is None
-    assert isinstance(timeline, Image.Image) and np.asarray(timeline.convert("L")).std() > 5
+    for frame, (picture, _) in zip(seen.frames, pictures, strict=True):
+        shown = np.asarray(picture).transpose(2, 0, 1)
+        assert shown.shape == (3, 224, 224) and (shown[:, ::7, ::7] == frame).all()
 
 
 @pytest.mark.parametrize(
-    ("video", "text", "arguments", "message"),
+    ("text", "changes", "message"),
     [
-        (None, "yoga", {}, "No video was given: drop one first."),
-        ("red.mp4", " ,\n ", {}, "No label was given"),
-        ("red.mp4", None, {}, "No label was given"),
-        ("red.mp4", "yoga, running\nyoga", {}, "label 'yoga' was given twice"),
-        ("red.mp4", "a, b, c", {"max_labels": 2}, "3 labels were given: this app takes up to 2."),
-        ("over-long.mp4", "yoga", {}, "The video is 12.0 s long: this app takes up to 10 s"),
-        ("corrupt.mp4", "yoga", {}, "corrupt.mp4 cannot be opened as a video"),
-        ("empty.mp4", "yoga", {}, "empty.mp4 is empty (0 bytes)."),
-        ("red.mp4", "yoga, " + "x" * 100_000, {}, "label 2 of 2, 'xxx"),
-        (
-            "red.mp4",
-            "yoga, jumping jacks",
-            {"max_letters": 5},
-            "label 2 of 2, 'jumping jacks'…, has 13 letters: at most 5",
-        ),
-        ("red.mp4", "yoga", {"max_megabytes": 0.001}, "The file has 0 MB: this app takes up to 0.001 MB."),
-        (
-            "red.mp4",
-            "yoga",
-            {"max_gigapixels": 6e-5},
-            "The video has 16 frames of 64 × 64 pixels: this app takes up to",
-        ),
-        ("still.png", "yoga", {}, "still.png is a still picture, not a video"),
+        (" ,\n ", {}, "No label was given"),
+        (None, {}, "No label was given"),
+        ("yoga, running\nyoga", {}, "label 'yoga' was given twice"),
+        ("a, b, c", {"max_labels": 2}, "3 labels were given: this app takes up to 2."),
+        ("a: b\na: c\na: d", {"max_labels": 2}, "3 descriptions were given: this app takes up to 2."),
+        ("a: " + "x" * 30, {"max_text_letters": 20}, "A description of 'a' has more than 20 letters"),
+        ("yoga, " + "x" * 100_000, {}, "label 2 of 2, 'xxx"),
+        ("yoga, jumping jacks", {"max_letters": 5}, "label 2 of 2, 'jumping jacks'…, has 13 letters: at most 5"),
     ],
 )
-def test_bad_input_is_one_sentence(app, answer, videos, video, text, arguments, message):
-    path = None if video is None else videos[video]
-    with pytest.raises(ValueError) as error:
-        answer(path, text, **arguments)
-    shown = app.sentence(error.value, path)
-    assert html.unescape(shown).startswith(message) and "\n" not in shown
-    assert str(Path(videos["red.mp4"]).parent) not in shown
+def test_bad_labels_are_one_sentence(text, changes, message):
+    with pytest.raises(RefusedError) as error:
+        read_candidates(text, limits_of(**changes))
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
-def test_over_long_is_refused_without_decoding(app, answer, videos, monkeypatch):
-    monkeypatch.setattr(app, "see", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(ValueError, match="up to 11.5 s"):
-        answer(videos["over-long.mp4"], "yoga", max_seconds=11.5)
+@pytest.mark.parametrize(
+    ("video", "changes", "message"),
+    [
+        ("over-long.mp4", {}, "The video is 12.0 s long: this app takes up to 10 s"),
+        ("corrupt.mp4", {}, "corrupt.mp4 cannot be opened as a video"),
+        ("empty.mp4", {}, "empty.mp4 is empty (0 bytes)."),
+        ("red.mp4", {"max_megabytes": 0.001}, "The file has 0 MB: this app takes up to 0.001 MB."),
+        ("red.mp4", {"max_gigapixels": 6e-5}, "The video has 16 frames of 64 × 64 pixels: this app takes up to"),
+        ("still.png", {}, "still.png is a still picture, not a video"),
+    ],
+)
+def test_bad_videos_are_one_sentence(reader, videos, video, changes, message):
+    (note,) = reader(videos[video], **changes)
+    assert note.refused and note.text.startswith(message) and "\n" not in note.text
+    assert str(Path(videos["red.mp4"]).parent) not in note.text
 
 
-def test_no_html_of_the_user(app, answer, videos):
-    with pytest.raises(ValueError) as error:
-        answer(videos["red.mp4"], "<img src=x>, <img src=x>")
-    assert app.sentence(error.value, None).startswith("label &#x27;&lt;img src=x&gt;&#x27; was given twice")
+def test_over_long_is_refused_without_decoding(reader, videos, monkeypatch):
+    monkeypatch.setattr(VisitorReader, "_see", lambda *_: pytest.fail("decoded"), raising=False)
+    (note,) = reader(videos["over-long.mp4"], max_seconds=11.5)
+    assert "up to 11.5 s" in note.text
 
 
-def test_broken_off_video_is_scored_with_a_warning(app, answer, classify, cut_short, monkeypatch):
-    warned = []
-    monkeypatch.setattr(app.gr, "Warning", warned.append)
+def test_no_html_of_the_user(answers):
+    assert "<img" not in web_app.show_problem("label '<img src=x>' was given twice")
+    answer = Answer("<b>", 1.0, np.zeros((1, 3, 2, 2), np.uint8), [0.0], [{"label": "<img src=x>", "score": 1.0}])
+    answer.notes.append("<script>")
+    shown = web_app.show(answer)
+    assert "<img" not in shown and "<script" not in shown and shown.count("&lt;img src=x&gt;") == 3
+    assert web_app.preview('/a/" onerror=x.mp4').count("onerror") == 2 and "/a/%22" in web_app.preview('/a/"')
+
+
+def test_hundreds_of_labels_show_digits_and_can_be_searched():
+    rows = [{"label": f"label {index}", "score": 0.002} for index in range(500)]
+    shown = web_app.show(Answer("a", 1.0, np.zeros((1, 3, 2, 2), np.uint8), [0.0], rows))
+    assert shown.count("<meter") == 20 and shown.count("0.2 %") == 520 and "label 499" in shown
+    assert "max=0.002 value=0.002" in shown and "type=search" in shown
+    assert [web_app.percent(score) for score in (1.0, 0.123, 0.00042, 0.0)] == [
+        "100.0 %",
+        "12.3 %",
+        "0.042 %",
+        "0.0 %",
+    ]
+
+
+def test_broken_off_video_is_scored_with_a_note(answers, classify, cut_short):
+    answer = answers.finish(cut_short, dict.fromkeys(LABELS, ()))
     with pytest.warns(UserWarning, match="breaks off"):
-        (scores, *_), *_ = answer(cut_short, ", ".join(LABELS))
-        assert scores == pytest.approx(scores_of(classify, cut_short, LABELS), abs=1e-5)
-    assert len(warned) == 1 and warned[0].startswith("cut.mkv breaks off after ")
+        assert rows_of(answer) == pytest.approx(scores_of(classify, cut_short, LABELS), abs=1e-5)
+    assert len(answer.notes) == 1 and answer.notes[0].startswith("cut.mkv breaks off after ")
 
 
-def test_people_at_once_get_their_own(answer, classify, videos):
-    jobs = [(videos[name], LABELS[: 1 + index % 3]) for index in range(12) for name in ("red.mp4", "blue.mp4")]
+def test_people_at_once_get_their_own(answers, classify, videos):
+    jobs = [(videos[name], LABELS[: 1 + index % 3]) for index in range(6) for name in ("red.mp4", "blue.mp4")]
     expected = [scores_of(classify, video, labels) for video, labels in jobs]
     with ThreadPoolExecutor(6) as pool:
-        results = list(pool.map(lambda job: answer(job[0], ", ".join(job[1]))[0][0], jobs))
+        results = list(pool.map(lambda job: answers.finish(job[0], dict.fromkeys(job[1], ())), jobs))
     for result, scores in zip(results, expected, strict=True):
-        assert result == pytest.approx(scores, abs=1e-5)
+        assert rows_of(result) == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.fixture
+def silent(tmp_path) -> str:
+    """A pipe into which nobody writes: it holds its reader for ten seconds."""
+    os.mkfifo(tmp_path / "silent.mp4")
+    return str(tmp_path / "silent.mp4")
+
+
+def test_what_takes_too_long_is_stopped_and_the_next_is_answered(classify, videos, silent):
+    answers = Answers(classify, limits_of(max_working_seconds=1.5), window=2.5, stride=0.5, concurrency=1)
+    (first,) = answers.processes[0].workers
+    try:
+        with pytest.raises(OutOfTimeError, match="silent.mp4 takes more than 1.5 s of work"):
+            answers.finish(silent, dict.fromkeys(LABELS, ()))
+        assert not first.process.is_alive() and answers.free.qsize() == 1
+    finally:
+        answers.close()
+
+
+def test_a_process_that_dies_costs_its_own_video(answers, videos, silent):
+    candidates = dict.fromkeys(LABELS, ())
+    for each in answers.processes:
+        Timer(1.0, each.kill).start()
+    with pytest.raises(RefusedError, match="silent.mp4 can't be read: reading it kills the process"):
+        answers.finish(silent, candidates)
+    assert len(rows_of(answers.finish(videos["red.mp4"], candidates))) == 3
 
 
 REFERENCES = {
@@ -202,28 +290,156 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_an_upload_reaches_no_other_file(answer, videos, tmp_path, name):
+def test_an_upload_reaches_no_other_file(reader, videos, tmp_path, name):
     """Lists that FFmpeg would follow to another file of this machine, or wait for on the network."""
     (tmp_path / name).write_text(REFERENCES[name].format(videos["red.mp4"]))
-    with pytest.raises(ValueError, match=f"{name} cannot be opened as a video"):
-        answer(str(tmp_path / name), "yoga")
+    (note,) = reader(str(tmp_path / name))
+    assert note.refused and note.text.startswith(f"{name} cannot be opened as a video")
 
 
-def test_a_timeline_ends_when_its_time_is_over(app, answer, videos, monkeypatch):
-    warned = []
-    monkeypatch.setattr(app.gr, "Warning", warned.append)
-    (first, _, none), (second, _, timeline) = answer(videos["long.mp4"], ", ".join(LABELS), max_working_seconds=1e-9)
-    assert first == second and isinstance(timeline, Image.Image)
-    assert warned == ["The timeline ends at 2 s, after 1e-09 s of work."]
-
-
-def test_names_of_folders_are_pointed_out(app, answer, videos, monkeypatch):
-    said = []
-    monkeypatch.setattr(app.gr, "Info", said.append)
-    answer(videos["red.mp4"], "red-bar-growing, cyan moon")
-    assert said == [
+def test_names_of_folders_are_pointed_out(answers, videos):
+    answer = answers.finish(videos["red.mp4"], read_candidates("red-bar-growing, cyan moon", Limits()))
+    assert answer.notes == [
         "Labels are read as they are written: did you mean “red bar growing” rather than “red-bar-growing”?"
     ]
+
+
+def test_labels_of_a_file(tmp_path):
+    (tmp_path / "labels.csv").write_text("name,description\nyoga,a person stretches\nyoga,on a mat\narchery,\n")
+    text = web_app.csv_text(str(tmp_path / "labels.csv"), None)
+    assert read_candidates(text, Limits()) == {"yoga": ("a person stretches", "on a mat"), "archery": ()}
+
+
+def test_examples_are_there_to_click(answers, videos, tmp_path):
+    drawn = web_app.draw_examples(dict(enumerate(["red bar growing", "blue star spinning"])), tmp_path)
+    for example in drawn[:2]:
+        assert answers.finish(example.video, dict.fromkeys(example.labels, ())).seconds == 2.0
+        assert example.name in example.labels
+    assert web_app.draw_examples({0: "yoga"}, tmp_path) == [] == web_app.draw_examples({}, tmp_path)
+    for name in ("red_bar", "blue_star"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        shutil.copy(videos["red.mp4"], tmp_path / "own" / name / "clip.mp4")
+    (tmp_path / "copies").mkdir()
+    own = web_app.find_examples(str(tmp_path / "own"), tmp_path / "copies")
+    assert sorted(each.name for each in own) == ["blue star", "red bar"] and {*own[0].labels} == {
+        *(e.name for e in own)
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- HTTP
+
+
+@pytest.fixture(scope="module")
+def http(answers) -> Iterator[Any]:
+    testclient = pytest.importorskip("fastapi.testclient")
+    with testclient.TestClient(http_routes(answers, "shapes")) as client:
+        yield client
+
+
+def test_a_form_json_and_health(http, classify, videos):
+    content = Path(videos["red.mp4"]).read_bytes()
+    expected = scores_of(classify, videos["red.mp4"], LABELS)
+    form = http.post("/v1/classify", files={"file": ("red.mp4", content)}, data={"labels": ", ".join(LABELS)})
+    encoded = base64.b64encode(content).decode()
+    as_json = http.post("/v1/classify", json={"base64": encoded, "labels": LABELS})
+    for response in (form, as_json):
+        assert response.status_code == 200, response.text
+        assert {row["label"]: row["score"] for row in response.json()["scores"]} == pytest.approx(expected, abs=1e-5)
+        assert response.json()["model"] == "shapes" and response.json()["seconds"] == 2.0
+    described = {"base64": encoded, "labels": {"grows": ["red bar growing"], "blue star": None}, "top_k": 1}
+    assert [row["label"] for row in http.post("/v1/classify", json=described).json()["scores"]] == ["grows"]
+    film = {"file": ("long.mp4", Path(videos["long.mp4"]).read_bytes())}
+    long = http.post("/v1/classify", files=film, data={"labels": LABELS[0]})
+    assert long.json()["segments"] == [{"start": 0.0, "end": 6.0, "label": LABELS[0], "score": 1.0}]
+    assert http.get("/health").json() == {"status": "ok", "model": "shapes", "requests": 0}
+    operation = http.get("/openapi.json").json()["paths"]["/v1/classify"]["post"]
+    assert set(operation["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    assert http.get("/docs").status_code == 200
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "message"),
+    [
+        ({"content": b"x"}, 415, "Send a form with a file"),
+        ({"content": iter([b"{}"]), "headers": JSON}, 411, "Say how long the request is, by a Content-Length."),
+        ({"content": b"{", "headers": JSON}, 400, "The request is no JSON"),
+        ({"content": b"[" * 100_000, "headers": JSON}, 400, "The request is no JSON"),
+        ({"json": []}, 400, "The request must be a JSON object."),
+        ({"json": {"labels": "a"}}, 400, "Name the video by `url`, or send it as `base64`: one of them."),
+        ({"json": {"labels": "a", "path": "/etc/passwd"}}, 400, "There is no field 'path'"),
+        ({"json": {"labels": "a", "url": "file:///etc/passwd"}}, 400, "url must be the http(s) address of a video."),
+        ({"json": {"labels": "a", "base64": "no base64!"}}, 400, "base64 can't be read"),
+        ({"json": {"labels": "a", "base64": 5}}, 400, "base64 can't be read"),
+        ({"json": {"labels": ["a", "a"], "base64": ""}}, 400, "label 'a' was given twice"),
+        ({"json": {"labels": [["a"]], "base64": ""}}, 400, "label 1 of 1 is ['a'], not a string"),
+        ({"json": {"labels": 7, "base64": ""}}, 400, "labels must be a list of names"),
+        ({"json": {"base64": ""}}, 400, "No label was given"),
+        ({"json": {"labels": "a", "base64": "", "top_k": 0}}, 400, "top_k is '0'"),
+        ({"json": {"labels": "a", "base64": ""}}, 422, "the video is empty (0 bytes)."),
+        ({"data": {"labels": "a"}, "files": {"other": b""}}, 400, "There is no field 'other'"),
+        ({"files": {"labels": b"a", "file": b""}}, 400, "The form can't be read"),
+        ({"data": {"labels": "red bar"}, "files": {"file": ("../../x.mp4", b"junk" * 99)}}, 422, "x.mp4 cannot be"),
+        ({"content": b"junk", "headers": {"content-type": "multipart/form-data"}}, 400, "The form can't be read"),
+        ({"content": b"{}", "headers": JSON | {"content-length": "999999999"}}, 413, "The request has 1000 MB"),
+    ],
+)
+def test_bad_requests_are_one_sentence(http, request_, status, message):
+    response = http.post("/v1/classify", **request_)
+    assert (response.status_code, response.json().keys()) == (status, {"error"}), response.text
+    assert response.json()["error"].startswith(message) and "/tmp" not in response.text
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "10.1.2.3", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"]
+)
+def test_a_url_reaches_no_inner_address(http, videos, host, serve_folder):
+    """Whether it is named by number or by a name that leads there; a server of this machine hears nothing."""
+    with serve_folder(Path(videos["red.mp4"]).parent) as (port, asked):
+        url = f"http://{host}:{port}/red.mp4"
+        response = http.post("/v1/classify", json={"url": url, "labels": LABELS})
+    assert response.status_code == 422 and "is no public address" in response.json()["error"], response.text
+    assert asked == []
+
+
+@pytest.fixture
+def serve_folder() -> Callable[[Path], Any]:
+    """`with serve_folder(folder) as (port, asked)`: a web server of this machine, and the paths it was asked for."""
+
+    @contextmanager
+    def serve(folder: Path) -> Iterator[tuple[int, list[str]]]:
+        asked: list[str] = []
+
+        class Handler(SimpleHTTPRequestHandler):
+            def __init__(self, *arguments: Any) -> None:
+                super().__init__(*arguments, directory=str(folder))
+
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                super().do_GET()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        with ThreadingHTTPServer(("0.0.0.0", 0), Handler) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            yield server.server_address[1], asked
+            server.shutdown()
+
+    return serve
+
+
+def test_a_request_over_time_gets_504_and_too_many_get_503(classify, videos, monkeypatch):
+    testclient = pytest.importorskip("fastapi.testclient")
+    limits = limits_of(max_working_seconds=0.001, max_waiting=1)
+    answers = Answers(classify, limits, window=2.5, stride=0.5, concurrency=1)
+    with testclient.TestClient(http_routes(answers, "shapes")) as client:
+        response = client.post("/v1/classify", json={"base64": "AAAA", "labels": LABELS})
+        assert response.status_code == 504 and "takes more than 0.001 s of work" in response.json()["error"]
+        assert client.get("/health").json()["requests"] == 0
+    answers.close()
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ def test_a_folder_of_videos_needs_no_other_option(run_here, own_videos, clip_fol
     assert list(model.config.id2label.values()) == ["left turn", "right turn", "still life"]
     assert model.temporal_layers_trained
     record = json.loads((output / "model" / "training.json").read_text())
+    assert record["clip_seconds"] > 0
     assert record["settings"]["batch_size"] == 4 and record["validated_on"] == "held out of my_videos at random"
     assert "left_turn is left turn" in record["class_names"]
     card = (output / "model" / "README.md").read_text()

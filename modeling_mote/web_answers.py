@@ -1,0 +1,407 @@
+"""What the web app answers, to its page and over HTTP alike: a video and labels in, scores out, within limits.
+
+Nothing that a visitor sends is decoded in this process: a reading process opens the file or fetches the URL, and is
+ended if it takes too long. It connects to public addresses alone, whatever a URL, its name server or a redirect says.
+"""
+
+import ipaddress
+import math
+import multiprocessing
+import queue
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import numpy as np
+import torch
+
+from .processing import video_source
+from .processing.class_names import parse_candidates, parse_labels, unlike_words
+from .processing.reading import ProcessDied, ReadingProcesses, describe_death, recorded_warnings
+from .processing.timeline import merge_windows
+from .processing.video_size import measure_video
+from .processing.video_source import HTTP, Source
+from .processing.windows import WindowEncoder, WindowReader, Windows
+from .web_limits import Limits
+
+# One view of a video, and of a short one repeated frames, whatever the checkpoint's processor would do.
+VIEW: dict[str, Any] = {"num_clips": 1, "num_crops": 1, "short_video": "loop"}
+WINDOWS_AT_A_TIME = 8
+DESCRIBED = re.compile(r"\s*(.+?):\s+(\S.*)")  # name: description
+
+
+class RefusedError(ValueError):
+    """What a visitor asked for can't be done; the message is one sentence for them."""
+
+
+class OutOfTimeError(RefusedError):
+    """It took longer than `max_working_seconds`, and was stopped."""
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+def read_candidates(text: str | None, limits: Limits) -> dict[str, tuple[str, ...]]:
+    """Labels as they are typed: with commas or line breaks between them, or a line `name: description`.
+
+    Args:
+        text: What was typed; blank labels, which typing leaves behind, are dropped. Lines of one name add up.
+        limits: What is refused.
+
+    Returns:
+        {name: texts that describe it}, none for a name that speaks for itself.
+
+    Raises:
+        RefusedError: For no label, a repeated one, too many, too long ones.
+    """
+    names: list[str] = []
+    texts: dict[str, list[str]] = {}
+    for line in (text or "").splitlines():
+        if described := DESCRIBED.fullmatch(line):
+            name = described[1]
+            names += [] if name in texts else [name]
+            texts.setdefault(name, []).append(described[2])
+        else:
+            names += [name for name in line.split(",") if name.strip()]
+    if not names:
+        raise RefusedError("No label was given: type one or more, separated by commas or new lines.")
+    return check_candidates(names, texts, limits)
+
+
+def check_candidates(names: Sequence[Any], texts: Mapping[str, Any], limits: Limits) -> dict[str, tuple[str, ...]]:
+    """Check names of labels, and the texts that describe some of them; see `read_candidates`."""
+    if len(names) > limits.max_labels:
+        raise RefusedError(f"{len(names)} labels were given: this app takes up to {limits.max_labels}.")
+    try:
+        labels = parse_labels(list(names), limits.max_letters)
+        candidates = parse_candidates({name: texts.get(name) for name in labels}, limits.max_letters)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
+    described = [text for each in candidates.values() for text in each]
+    if len(described) > limits.max_labels:
+        raise RefusedError(f"{len(described)} descriptions were given: this app takes up to {limits.max_labels}.")
+    for name, each in candidates.items():
+        if any(len(text) > limits.max_text_letters for text in each):
+            most = limits.max_text_letters
+            raise RefusedError(f"A description of {name!r} has more than {most} letters, the most that are taken.")
+    return candidates
+
+
+def hint(candidates: Mapping[str, Sequence[str]]) -> str | None:
+    """What to point out about labels that look like names of folders."""
+    for name, words in unlike_words(name for name, texts in candidates.items() if not texts).items():
+        return f"Labels are read as they are written: did you mean “{words}” rather than “{name}”?"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ the reading process
+
+
+class Job(NamedTuple):
+    """A video to read: its path or http(s) URL, what messages call it, and whether its windows are wanted too."""
+
+    video: str
+    name: str
+    windows: bool = True
+
+
+class Seen(NamedTuple):
+    """What the model sees of a whole video: frames uint8 [t, 3, h, w], and the second at which each is shown."""
+
+    frames: np.ndarray
+    times: list[float | None]
+    seconds: float
+
+
+class Note(NamedTuple):
+    """Something is wrong with a file, and why it is `refused`, or else what is done nevertheless."""
+
+    text: str
+    refused: bool
+
+
+@dataclass
+class VisitorReader:
+    """A video → what the model sees of it, and its windows if it is longer than one. It can be sent to a process."""
+
+    video_processor: Any
+    num_frames: int
+    limits: Limits
+    window: float
+    stride: float
+
+    def __call__(self, job: Job) -> Iterator[Seen | Windows | Note]:
+        """Read a video; what is wrong with it is a result."""
+        with recorded_warnings() as warned:
+            try:
+                yield from self._read(job)
+            except (ValueError, OSError) as error:
+                yield Note(_sentence(str(error), job), refused=True)
+            except Exception as error:  # whatever escapes a decoder is this video's
+                yield Note(f"{job.name} can't be classified ({type(error).__name__}).", refused=True)
+            else:
+                if (warning := warned()) is not None:
+                    yield Note(_sentence(warning, job), refused=False)
+
+    def _read(self, job: Job) -> Iterator[Seen | Windows]:
+        video: Any = job.video
+        if job.video.startswith(HTTP):
+            video = _fetch(job.video, self.limits)
+        else:
+            check_megabytes(Path(job.video).stat().st_size, self.limits)
+        size = measure_video(video)
+        self._check_seconds(size.seconds)
+        if size.gigapixels > self.limits.max_gigapixels:
+            raise RefusedError(
+                f"The video has {size.num_frames} frames of {size.width} × {size.height} pixels: this app takes up "
+                f"to {self.limits.max_gigapixels:g} billion pixels, so make it smaller or cut it first."
+            )
+        options = self.video_processor.reading_options(strict=False, num_frames=self.num_frames, **VIEW)
+        views, metadata = self.video_processor.read(video, job.name, options=options)
+        seconds = metadata.duration or size.seconds
+        self._check_seconds(seconds)
+        times = [index / metadata.fps if metadata.fps else None for index in metadata.frames_indices]
+        yield Seen(views[0].numpy(), times, seconds)
+        if job.windows and seconds > self.window:
+            reader = WindowReader(
+                self.video_processor,
+                self.num_frames,
+                self.window,
+                self.stride,
+                WINDOWS_AT_A_TIME,
+                {**VIEW, "strict": False},
+                thumbnails=True,
+            )
+            yield from reader.read(reader.open(video))
+
+    def _check_seconds(self, seconds: float) -> None:
+        if seconds > self.limits.max_seconds:
+            most = f"{self.limits.max_seconds:g}"
+            raise RefusedError(f"The video is {seconds:.1f} s long: this app takes up to {most} s, so cut it first.")
+
+
+def check_megabytes(num_bytes: int, limits: Limits) -> None:
+    if num_bytes > limits.max_megabytes * 1e6:
+        size = f"{num_bytes / 1e6:.0f} MB"
+        raise RefusedError(f"The file has {size}: this app takes up to {limits.max_megabytes:g} MB.")
+
+
+def _sentence(message: str, job: Job) -> str:
+    """A message on one line, with the file's name in place of its path on this machine."""
+    return " ".join(message.split()).replace(job.video, job.name)
+
+
+def _fetch(url: str, limits: Limits) -> bytes:
+    """The bytes at a public address; only a reading process may call this, as its limits are changed for good."""
+    video_source.MAX_DOWNLOAD_BYTES = int(limits.max_megabytes * 1e6)
+    _refuse_inner_addresses()
+    return bytes(Source(url).file)
+
+
+_hooked = False
+
+
+def _refuse_inner_addresses() -> None:
+    """From now on, this process connects to public addresses alone, and to the proxy that the machine is set up with.
+
+    The address of the connection itself is what counts, so that no name server and no redirect gets around it.
+    """
+    global _hooked
+    proxies = {urlsplit(proxy).hostname for proxy in getproxies().values()}
+
+    def check(event: str, arguments: tuple) -> None:
+        if event != "socket.connect" or not isinstance(arguments[1], tuple):  # a path is a socket of this machine
+            return
+        host = str(arguments[1][0])
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            public = False  # a name, which the socket would look up by itself
+        else:
+            public = (getattr(address, "ipv4_mapped", None) or address).is_global
+        if not public and host not in proxies:
+            raise PermissionError(f"{host} is no public address")
+
+    if not _hooked:
+        sys.addaudithook(check)
+        _hooked = True
+
+
+# ------------------------------------------------------------------------------------------------------------ answers
+
+
+@dataclass
+class Answer:
+    """What is known so far of one video.
+
+    Attributes:
+        name: What the video is called.
+        seconds: Its length.
+        frames: What the model saw of it as a whole, uint8 [t, 3, h, w].
+        times: When these are shown, in seconds.
+        rows: `{"label", "score", …}`, best first, as the pipeline gives them; of a video longer than a window, the
+            means over its windows.
+        windows: Of a longer video, as `classify_windows` gives them; empty otherwise.
+        num_windows: How many there will be.
+        notes: What to tell the visitor.
+    """
+
+    name: str
+    seconds: float
+    frames: np.ndarray
+    times: list[float | None]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    num_windows: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        """Stretches of time of the same best label, see `merge_windows`."""
+        return merge_windows(self.windows)
+
+
+class Answers:
+    """Answers some visitors at a time; each video is read in a process that can be ended.
+
+    Args:
+        classify: The zero-shot pipeline.
+        limits: What is refused.
+        window: Seconds of a window; longer videos are scored window by window.
+        stride: Seconds from one window to the next.
+        concurrency: Videos at a time, which is also the number of reading processes.
+    """
+
+    def __init__(
+        self, classify: Any, limits: Limits, window: float = 4.0, stride: float = 1.0, concurrency: int = 2
+    ) -> None:
+        self.classify, self.limits, self.window, self.stride = classify, limits, window, stride
+        self.concurrency = concurrency
+        config, self.video_processor = classify.model.config, classify.processor.video_processor
+        self.num_frames = self.video_processor.frames_per_clip(config) or config.num_frames
+        reader = VisitorReader(self.video_processor, self.num_frames, limits, window, stride)
+        # A fork of a server with threads may wait for ever; these come from a process that has none.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["modeling_mote.web_answers"])
+        self.processes = [ReadingProcesses(reader, 1, context) for _ in range(concurrency)]
+        self.free: queue.SimpleQueue[ReadingProcesses] = queue.SimpleQueue()
+        for each in self.processes:
+            deque(each.read([]), maxlen=0)  # starts it, so that the first visitor need not wait
+            self.free.put(each)
+
+    def close(self) -> None:
+        """End the reading processes."""
+        for each in self.processes:
+            each.close()
+
+    def __call__(
+        self, video: str, candidates: Mapping[str, Sequence[str]], name: str | None = None
+    ) -> Iterator[Answer]:
+        """Classify a video; the same answer again and again, as more of it is known.
+
+        Args:
+            video: A path or an http(s) URL.
+            candidates: As `read_candidates` gives them.
+            name: What messages call the video; its file name by default.
+
+        Raises:
+            RefusedError: If it can't be read, or is more than the limits allow; an `OutOfTimeError` if it takes too
+                long, after the part that was done in time.
+        """
+        labels, encoder = tuple(candidates), WindowEncoder(self.classify.model, self.video_processor, self.num_frames)
+        answer: Answer | None = None
+        job = Job(video, name or (video if video.startswith(HTTP) else Path(video).name))
+        with closing(self.read(job)) as results:
+            for result in results:
+                if isinstance(result, Seen):
+                    answer = Answer(job.name, result.seconds, result.frames, result.times)
+                    if result.seconds > self.window:
+                        answer.num_windows = 1 + math.ceil((result.seconds - self.window) / self.stride)
+                    else:
+                        answer.rows = self._rank({"pixel_values_videos": self._pixels(result.frames)}, candidates)[0]
+                    answer.notes += [note] if (note := hint(candidates)) else []
+                    yield answer
+                    continue
+                assert answer is not None  # what is seen comes first
+                if isinstance(result, Note):
+                    answer.notes.append(result.text)
+                else:
+                    ranked = self._rank({"frame_embeds": encoder(result)}, candidates)
+                    for (start, end), rows, thumbnail in zip(result.spans, ranked, result.thumbnails, strict=True):
+                        scores = {row["label"]: row["score"] for row in rows}
+                        answer.windows.append({"start": start, "end": end, "scores": scores, "thumbnail": thumbnail})
+                    answer.rows = _mean(answer.windows, labels)
+                yield answer
+
+    def finish(self, *arguments: Any) -> Answer:
+        """The whole answer; see the call, which gives it in steps."""
+        return deque(self(*arguments), maxlen=1)[0]
+
+    def see(self, video: str, name: str | None = None) -> Seen:
+        """What the model sees of a whole video.
+
+        Raises:
+            RefusedError: As calls do.
+        """
+        with closing(self.read(Job(video, name or Path(video).name, windows=False))) as results:
+            return next(result for result in results if isinstance(result, Seen))
+
+    def read(self, job: Job) -> Iterator[Seen | Windows | Note]:
+        """What a reading process gives for a video, in time."""
+        processes, limit = self.free.get(), self.limits.max_working_seconds
+        end = time.monotonic() + limit
+        timer = threading.Timer(limit, processes.kill)
+        timer.start()
+        try:
+            with closing(processes.read([job])) as results:
+                for _, result in results:
+                    if time.monotonic() > end:
+                        raise OutOfTimeError(
+                            f"{job.name} takes more than {limit:g} s of work: make it smaller or cut it."
+                        )
+                    if isinstance(result, ProcessDied):
+                        raise RefusedError(describe_death(result, job.name))
+                    if isinstance(result, Note) and result.refused:
+                        raise RefusedError(result.text)
+                    yield result
+        finally:
+            timer.cancel()
+            timer.join()  # it must not end the next one's reading
+            self.free.put(processes)
+
+    def _pixels(self, frames: np.ndarray) -> torch.Tensor:
+        pixels = torch.from_numpy(frames)[None].to(self.classify.device)
+        return self.video_processor.normalize_pixels(pixels).to(self.classify.dtype)
+
+    def _rank(self, inputs: dict[str, torch.Tensor], candidates: Mapping[str, Sequence[str]]) -> list[list[dict]]:
+        """The rows of each video or window, as the pipeline ranks them."""
+        logits = self.classify.forward(inputs, candidate_labels=dict(candidates))["logits"]  # [b, c]
+        return [self.classify.postprocess({"logits": row[None]}, tuple(candidates)) for row in logits]
+
+
+def _mean(windows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Mean scores over windows, best first."""
+    means = {label: sum(each["scores"][label] for each in windows) / len(windows) for label in labels}
+    return [{"label": label, "score": score} for label, score in sorted(means.items(), key=lambda item: -item[1])]
+
+
+__all__ = [
+    "Answer",
+    "Answers",
+    "Job",
+    "OutOfTimeError",
+    "RefusedError",
+    "VisitorReader",
+    "check_candidates",
+    "check_megabytes",
+    "read_candidates",
+]
