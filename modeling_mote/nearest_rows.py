@@ -148,7 +148,14 @@ class RowLists:
         Returns:
             Scores float32 [q, k], the best first, and row numbers int64 [q, k]; -inf and -1 if there are not so many.
         """
-        scores, rows = self._index.search(queries, count, params=self._parameters(alive))
+        faiss = _faiss()
+        threads = faiss.omp_get_max_threads()
+        if len(queries) == 1:  # waking others takes longer than they help, on a busy machine ten times so
+            faiss.omp_set_num_threads(1)
+        try:
+            scores, rows = self._index.search(queries, count, params=self._parameters(alive))
+        finally:
+            faiss.omp_set_num_threads(threads)
         scores[rows < 0] = -np.inf
         return scores, rows
 
