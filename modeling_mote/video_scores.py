@@ -22,12 +22,14 @@ from tqdm.auto import tqdm
 
 from .feature_cache import fingerprint, reading_version
 from .processing import (
+    ExampleSet,
     ZeroShotVideoClassificationPipeline,
     classify_windows,
     merge_windows,
     plot_timeline,
     smooth_windows,
 )
+from .processing.builders.video_folder import VideoFolderConfig
 from .processing.files import only_writer, whole_file, write_whole
 from .processing.reading import PixelReader, ProcessDied, Reading, describe_death, describe_error, read_in_processes
 from .processing.sources import Videos, is_url
@@ -75,6 +77,7 @@ def score_videos(
     files: Sequence[str],
     *,
     top_k: int = 5,
+    examples: ExampleSet | None = None,
     batch_size: int = 8,
     num_workers: int = 2,
 ) -> Iterator[tuple[int, Result]]:
@@ -85,6 +88,7 @@ def score_videos(
         labels: The candidate labels, as the pipeline takes them.
         files: Paths and URLs.
         top_k: Best labels kept.
+        examples: A few videos of labels, see `load_examples`.
         batch_size: Videos in one forward.
         num_workers: Processes that read videos; one that dies costs its own file.
 
@@ -105,13 +109,13 @@ def score_videos(
             reading = Reading(error=describe_death(reading, files[index]))
         batch.append((index, reading))
         if len(batch) == batch_size:
-            yield from _score(classify, labels, batch, top_k)
+            yield from _score(classify, labels, batch, top_k, examples)
             batch = []
-    yield from _score(classify, labels, batch, top_k)
+    yield from _score(classify, labels, batch, top_k, examples)
 
 
 def _score(
-    classify: Any, labels: Labels, batch: Sequence[tuple[int, Reading]], top_k: int
+    classify: Any, labels: Labels, batch: Sequence[tuple[int, Reading]], top_k: int, examples: ExampleSet | None
 ) -> Iterator[tuple[int, Result]]:
     read = [torch.from_numpy(reading.pixels) for _, reading in batch if reading.pixels is not None]
     # Videos that were sampled by frames per second differ in length.
@@ -119,7 +123,7 @@ def _score(
     rows: list[torch.Tensor] = []
     for pixels in stacks:  # [b, (v), t, 3, h, w]
         inputs = classify.processor.video_processor.normalize_pixels(pixels.to(classify.device)).to(classify.dtype)
-        rows += classify.forward({"pixel_values_videos": inputs}, candidate_labels=labels)["logits"]
+        rows += classify.forward({"pixel_values_videos": inputs}, candidate_labels=labels, examples=examples)["logits"]
     scored = iter(rows)
     for index, reading in batch:
         result: Result = {"error": reading.error, "warning": reading.warning}
@@ -140,6 +144,7 @@ def score_windows(
     stride: float = 1.0,
     smooth: float = 0.0,
     top_k: int = 5,
+    examples: ExampleSet | None = None,
     batch_size: int = 8,
     timeline: str | os.PathLike[str] | None = None,
     show_progress: bool = False,
@@ -154,6 +159,7 @@ def score_windows(
         stride: Seconds from one window's start to the next one's.
         smooth: Seconds over which scores are averaged.
         top_k: Best labels kept of a window, and drawn.
+        examples: A few videos of labels, see `load_examples`.
         batch_size: Windows in one forward.
         timeline: PNG file to write, if any.
         show_progress: Draw a bar.
@@ -169,7 +175,8 @@ def score_windows(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        found = classify_windows(classify, file, labels, window=window, stride=stride, batch_size=batch_size)
+        known = {} if examples is None else {"examples": examples}
+        found = classify_windows(classify, file, labels, window=window, stride=stride, batch_size=batch_size, **known)
         with tqdm(unit="s", desc=os.path.basename(file), disable=not show_progress) as bar:
             try:
                 for each in thin_thumbnails(found):
@@ -366,12 +373,43 @@ def settings_of(classify: ZeroShotVideoClassificationPipeline, labels: Labels, *
     Args:
         classify: The pipeline.
         labels: The candidate labels, as the pipeline takes them.
-        **options: Options of the scoring, which JSON can hold.
+        **options: Options of the scoring, which JSON can hold, and `examples`.
     """
     processor = classify.processor.video_processor
     model = fingerprint(classify.model, classify.model.config.to_dict(), processor.to_dict(), type(classify).__name__)
     named = list(labels.items()) if isinstance(labels, Mapping) else list(labels)
+    if (examples := options.get("examples")) is not None:
+        tensors = (examples.targets, examples.frame_embeds, examples.temporal_embeds)
+        options["examples"] = fingerprint(*tensors, list(examples.labels))
     return {"model": model, "labels": named, "reading": reading_version(), **options}
+
+
+def load_examples(
+    classify: ZeroShotVideoClassificationPipeline, source: str | os.PathLike[str], num_workers: int = 2
+) -> tuple[ExampleSet, list[str]]:
+    """Examples of labels from a folder of videos, or from the file of a set.
+
+    Args:
+        classify: The pipeline.
+        source: A folder with one folder of videos per label, named by it (of a data set with splits, `train`); or a
+            file that `ExampleSet.save` wrote.
+        num_workers: Processes that read videos.
+
+    Returns:
+        The set; and sentences on what was left out of a folder, and which names became which words.
+
+    Raises:
+        FileNotFoundError: If there is neither at the path.
+        ValueError: For a folder without folders of videos, a video that can't be read, and a file of something else or
+            of another model.
+    """
+    if not Path(source).is_dir():
+        return ExampleSet.load(source, classify.model), []
+    config = VideoFolderConfig(data_dir=os.fspath(source), splits=("train",))
+    videos: dict[str, list[str]] = {}
+    for clip in next(iter(config.clips.values())):
+        videos.setdefault(config.label_set.classes[clip.label], []).append(os.path.join(source, clip.path))
+    return ExampleSet.from_videos(classify, videos, num_workers=num_workers), config.notes
 
 
 def _place(file: str) -> str:
@@ -392,6 +430,7 @@ __all__ = [
     "LONG_SECONDS",
     "SavedScores",
     "TrainingClassesPipeline",
+    "load_examples",
     "over_training_classes",
     "rows_of",
     "score_all",

@@ -2,12 +2,14 @@
 
     mote classify clip.mp4 --labels "archery, yoga" --model mote-vitb16
     mote classify my_videos --labels_file labels.txt --model mote-vitb16 --output scores.csv
+    mote classify my_videos --examples few_clips --model mote-vitb16  # a folder of a few videos per label
     mote classify match.mp4 --labels "serving, resting" --model mote-vitb16 \\
         --window 4 --stride 1 --output match.json --timeline match.png
 
 Prints a table of the best labels of each video or, with --window, of the segments of each video that share a best
-label. Without labels, the classes are those that the model was trained on. Scores over the labels sum to 1, so one
-label alone always has 1.
+label. Without labels, they are those of --examples, else the classes that the model was trained on. Scores over the
+labels sum to 1, so one label alone always has 1. Examples are a few videos of each label, in a folder per label: they
+correct what the label's text says, without training.
 
 CSV (--output x.csv) has the columns video, start, end, label, score, error, warning: one row for each of the best
 labels of a video, best first, or for each segment, with its start and end in seconds. JSON has the same and, with
@@ -20,9 +22,11 @@ no sense; 130 after Ctrl-C, with what was scored kept.
 """
 
 import argparse
+import os
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..processing.class_names import describe_renamed, parse_labels
@@ -45,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_videos(parser)
     add_model(parser)
     add_labels(parser)
+    parser.add_argument("--examples", help="folder with a folder of videos per label, or a saved set of examples")
     parser.add_argument("--output", help="file to write, .csv or .json")
     parser.add_argument("--top_k", type=number(1), default=5, help="best labels given per video or window")
     parser.add_argument("--window", type=seconds, help="score sliding windows of so many seconds")
@@ -59,6 +64,8 @@ def check(options: argparse.Namespace) -> None:
     options.found = find_videos(options.videos)
     check_model(options.model)
     options.names, options.renamed = read_labels(options.labels, options.labels_file)
+    if options.examples is not None and not Path(options.examples).exists():
+        raise FileNotFoundError(f"--examples {options.examples}: there is no such folder or file.")
     check_output("output", options.output, (".csv", ".json"))
     check_output("timeline", options.timeline, (".png",))
     for name in ("stride", "smooth", "timeline"):
@@ -85,20 +92,28 @@ def read_labels(labels: str | None, file: str | None) -> tuple[Any, Mapping[str,
 
 def run(options: argparse.Namespace) -> int:
     from ..loading import load_pipeline
-    from ..video_scores import SavedScores, over_training_classes, score_all, settings_of
+    from ..video_scores import SavedScores, load_examples, over_training_classes, score_all, settings_of
 
     videos, labels = options.found, options.names
     classify = load_pipeline(options.model, options.device)
+    scoring: dict[str, Any] = {"top_k": options.top_k}
+    if options.examples is not None:
+        examples, notes = load_examples(classify, options.examples, options.num_workers)
+        scoring["examples"], labels = examples, list(examples.labels) if labels is None else labels
+        for note in notes:
+            say(note)
+        say(f"{len(examples)} example videos of {len(examples.labels)} of the {len(labels)} labels.")
+        own = {os.path.abspath(name) for name in examples.names}.intersection(map(os.path.abspath, videos.files))
+        say(f"{some_of(sorted(own), 'video')} to score among the examples: their scores flatter." if own else "")
     if labels is None:
         classify, labels = over_training_classes(classify)
         say(f"No labels given: scoring the {len(labels)} classes that the model was trained on.")
     say(describe_renamed(options.renamed) if options.renamed else "")
     say("One label alone always has the score 1: name others to choose from." if len(labels) == 1 else "")
     say(videos.note)
-    scoring: dict[str, Any] = {"top_k": options.top_k}
     if options.window is not None:
         scoring |= {"window": options.window, "stride": options.stride or 1.0, "smooth": options.smooth or 0.0}
-    facts = {name: getattr(options, name) for name in ("model", "window", "stride", "smooth")}
+    facts = {name: getattr(options, name) for name in ("model", "examples", "window", "stride", "smooth")}
     facts |= {"labels": labels, "renamed": options.renamed}
     if options.timeline is not None:
         scoring["timeline"] = options.timeline

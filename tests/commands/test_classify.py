@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, pipeline
 
 from modeling_mote import MoTEForVideoClassification, MoTEModel
 from modeling_mote.commands.command_line import run_command
-from modeling_mote.processing import MoTEProcessor, MoTEVideoProcessor, classify_windows, encode_classes
+from modeling_mote.processing import ExampleSet, MoTEProcessor, MoTEVideoProcessor, classify_windows, encode_classes
 from modeling_mote.processing.files import only_writer
 from modeling_mote.video_scores import KEPT_THUMBNAILS, thin_thumbnails
 
@@ -188,6 +188,43 @@ def test_without_labels_the_classes_are_those_of_the_training(call, model, folde
     assert scores != pytest.approx({r["label"]: float(r["score"]) for r in rows_of(tmp_path / "y.csv")}, abs=1e-4)
 
 
+def test_examples_are_a_folder_per_label_or_a_saved_set(call, model, classify, folder, tmp_path, write_video):
+    root, noise = tmp_path / "few", np.random.default_rng(0)
+    for name, color in (("left", 40), ("right_turn", 210)):
+        for number in range(3):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            frames = (color + noise.normal(0, 12, (8, 40, 40, 3))).clip(0, 255).astype(np.uint8)
+            write_video(root / name / f"{number}.mp4", frames=frames)
+    (root / "left" / "notes.txt").write_text("of clips")
+    bright = write_video(tmp_path / "bright.mp4", frames=np.full((8, 40, 40, 3), 205, np.uint8))
+    out = tmp_path / "x.csv"
+    code, _, errors = call(bright, "--model", model, "--examples", root, "--output", out)
+    assert code == 0
+    assert "6 example videos of 2 of the 2 labels" in errors
+    assert "right_turn → right turn" in errors and "left/notes.txt" in errors
+    given = {"left": sorted((root / "left").glob("*.mp4")), "right turn": sorted((root / "right_turn").glob("*.mp4"))}
+    examples = ExampleSet.from_videos(classify, given)
+    expected = {row["label"]: row["score"] for row in classify(str(bright), list(given), examples=examples)}
+    scores = {row["label"]: float(row["score"]) for row in rows_of(out)}
+    assert max(scores, key=scores.__getitem__) == "right turn"
+    assert scores == pytest.approx(expected, abs=1e-4)
+    examples.save(tmp_path / "few.safetensors")
+    saved = ("--model", model, "--examples", tmp_path / "few.safetensors")
+    call(bright, *saved, "--output", tmp_path / "y.csv")
+    assert {r["label"]: float(r["score"]) for r in rows_of(tmp_path / "y.csv")} == pytest.approx(scores, abs=1e-4)
+    code, _, errors = call(root / "left" / "0.mp4", *saved, "--window", 2, "--labels", "left,right turn,archery")
+    assert code == 0 and "6 example videos of 2 of the 3 labels" in errors and "their scores flatter" in errors
+    # Other examples are another run: what was kept is not taken.
+    (root / "left" / "0.mp4").unlink()
+    assert "were scored before" not in call(bright, "--model", model, "--examples", root, "--output", out)[2]
+    assert "1 of 1 videos were scored before" in call(bright, "--model", model, "--examples", root, "--output", out)[2]
+    (root / "left" / "1.mp4").write_bytes(b"no video")
+    code, _, errors = call(bright, "--model", model, "--examples", root)
+    assert code == 1 and re.search(r"error: an example can't be read: .*left/1\.mp4", errors)
+    code, _, errors = call(bright, "--model", model, "--examples", tmp_path / "few.safetensors", "--labels", "left,archery")
+    assert code == 1 and "label 'right turn' is not among the 2 candidate labels" in errors
+
+
 def test_the_table_is_aligned(call, model, tmp_path, write_video):
     for name in ("short.mp4", "a file with quite a long name, as files from cameras have.mp4", "柔道の試合.mp4"):
         write_video(tmp_path / name, num_frames=5, codec="mpeg4")
@@ -333,6 +370,7 @@ def test_the_commands_of_the_page_on_long_videos(call, model, long, folder, tmp_
         ({"labels": "left, " + "x" * 100_000}, "has 100000 letters: at most 1000 are taken"),
         ({"labels_file": "x.txt"}, "--labels and --labels_file exclude each other"),
         ({"labels": None, "labels_file": "nowhere.txt"}, "Label file nowhere.txt does not exist"),
+        ({"examples": "nowhere"}, "--examples nowhere: there is no such folder or file"),
         ({"output": "x.xlsx"}, "--output x.xlsx must end in .csv or .json"),
         ({"output": "/nowhere/x.csv"}, "its folder does not exist"),
         ({"timeline": "x.png"}, "--timeline needs --window"),
