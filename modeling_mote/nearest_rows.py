@@ -20,7 +20,7 @@ TRAINING_ROWS_PER_LIST = 64
 RECALL_AT = 10
 RECALL_QUERIES = 128  # of each kind; one wrong row is 0.08 %
 WANTED_RECALL = 0.985  # probes are added until it is reached: 0.98, and what the choice flatters itself by
-WORTHWHILE = 0.002  # recall that doubling the probes has to add
+WORTHWHILE = 0.002  # recall that twice the probes have to add
 _TIES_KEPT = 64  # exact answers that are kept per query, to tell ties at the tenth place from misses
 _SAME_SCORE = 1e-6
 
@@ -109,7 +109,10 @@ class RowLists:
             ImportError: Without faiss.
         """
         faiss = _faiss()
-        return cls(faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP if mapped else 0), kind, probes)
+        opened = cls(faiss.read_index(os.fspath(path), faiss.IO_FLAG_MMAP if mapped else 0), kind, probes)
+        if mapped:  # 32 threads per query would fetch what comparing the checksum has just brought into memory: 2 ms
+            faiss.downcast_InvertedLists(opened._lists.invlists).prefetch_nthread = 0
+        return opened
 
     @property
     def num_lists(self) -> int:
@@ -226,13 +229,14 @@ class RecallQueries:
         Returns:
             The recall of the other half of the queries.
         """
-        most, before = lists.num_lists, 0.0
-        lists.probes = min(4, most)
-        while True:
-            recall = min(self._recall(lists, 0))
-            if recall >= WANTED_RECALL or lists.probes >= most or recall - before < WORTHWHILE:
-                return self._recall(lists, 1)
-            lists.probes, before = min(2 * lists.probes, most), recall
+        steps = [number for power in range(2, 24) for number in (2**power, 3 * 2 ** (power - 1))]  # 4, 6, 8, 12, …
+        tried: list[float] = []
+        for probes in [*(number for number in steps if number < lists.num_lists), lists.num_lists]:
+            lists.probes = probes
+            tried.append(min(self._recall(lists, 0)))
+            if tried[-1] >= WANTED_RECALL or (len(tried) > 2 and tried[-1] - tried[-3] < WORTHWHILE):
+                break
+        return self._recall(lists, 1)
 
     def _recall(self, lists: RowLists, half: int) -> Recall:
         chosen = np.arange(half, len(self.queries), 2)

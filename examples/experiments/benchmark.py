@@ -599,7 +599,7 @@ def import_rows(table: Table, rounds: int) -> None:
     )
 
 
-def made_up_features(rows: int, seed: int, off: float = 0.0) -> np.ndarray:
+def made_up_features(rows: int, seed: int, subjects: int, off: float = 0.0) -> np.ndarray:
     """Vectors much as towers give them, float32 [rows, 512], L2-normalised: a cone, topics, subjects, noise.
 
     Sizes of subjects are uneven, and so are the 512 numbers: a few vary most. A row has about cosine 0.93 to the
@@ -608,19 +608,20 @@ def made_up_features(rows: int, seed: int, off: float = 0.0) -> np.ndarray:
     Args:
         rows: How many.
         seed: Of the rows; the cone, topics and subjects are always the same.
+        subjects: How many.
         off: How far they lie off the cone, as texts lie off videos.
     """
     world, draw = np.random.default_rng(0), np.random.default_rng(seed)
-    cone, topics, subjects, other = (
+    cone, topics, centres, other = (
         world.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(512))
-        for shape in (512, (200, 512), (4000, 512), 512)
+        for shape in (512, (200, 512), (subjects, 512), 512)
     )
     spread = np.arange(1, 513, dtype=np.float32) ** -0.5
     spread /= np.sqrt((spread**2).mean())
-    sizes = np.arange(1, 4001) ** -0.7
-    subject = draw.choice(4000, rows, p=sizes / sizes.sum())
+    sizes = np.arange(1, subjects + 1) ** -0.7
+    subject = draw.choice(subjects, rows, p=sizes / sizes.sum())
     noise = draw.standard_normal((rows, 512), dtype=np.float32) / np.float32(np.sqrt(512))
-    varying = 0.5 * topics[subject % 200] + 0.5 * subjects[subject] + 0.4 * noise
+    varying = 0.5 * topics[subject % 200] + 0.5 * centres[subject] + 0.4 * noise
     vectors = cone + np.float32(off) * other + spread * varying
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -633,17 +634,17 @@ def search_rows(table: Table, rounds: int, rows: int) -> None:
         **dict.fromkeys(("labels", "prompts", "window", "stride")),
         **{"format": shards.RECORD_FORMAT, "dim": 512, "descriptions": {}, "reading": {}, "versions": {}},
     }
-    schema = shards.shard_schema(record)
+    schema, make = shards.shard_schema(record), partial(made_up_features, subjects=max(rows // 25, 1))
     with tempfile.TemporaryDirectory() as temporary:
         features, place = Path(temporary) / "features", Path(temporary) / "my.index"
         shards.write_record(features, record)
         queries = {
-            "like videos": made_up_features(200, 10**6),
-            "like texts": made_up_features(200, 10**6 + 1, off=1.5),
+            "like videos": make(200, 10**6),
+            "like texts": make(200, 10**6 + 1, off=1.5),
         }
         exact = {kind: (np.empty((200, 0), np.float32), np.empty((200, 0), np.int64)) for kind in queries}
         for number in range(math.ceil(rows / each)):
-            vectors = made_up_features(min(each, rows - number * each), number)
+            vectors = make(min(each, rows - number * each), number)
             for kind, vector in queries.items():
                 scores, found = exact_nearest(vector, vectors, 10)
                 pair = zip(exact[kind], (scores, found + number * each), strict=True)
