@@ -85,6 +85,7 @@ def folder(tmp_path_factory, write_video) -> Path:
         for index in range(20):
             write_colour(write_video, folder / "my_videos" / name / f"{index}.mp4", colour, index)
         lines += [f"my_videos/{name}/{index}.mp4,{name}" for index in range(3)]
+    (demo / "videos").symlink_to(folder / "my_videos")  # a folder per class, as the demo leaves one
     (folder / "my_test.csv").write_text("\n".join(lines) + "\n")
     return folder
 

@@ -207,7 +207,8 @@ def short_lists(model: Any, split: Split, options: Options) -> dict[int, Any]:
 
 def draw_picture(results: dict[str, Any], path: str) -> None:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    for axes, (name, row) in zip(figure.subplots(1, len(results), sharey=True), results.items(), strict=True):
+    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+    for axes, (name, row) in zip(panels, results.items(), strict=True):
         for way, color, marker in (("examples", "#0072b2", "o"), ("training", "#d55e00", "s")):
             found = list(row[way].values())
             label = "examples, no training" if way == "examples" else "head trained on the same clips"
@@ -217,7 +218,7 @@ def draw_picture(results: dict[str, Any], path: str) -> None:
         axes.axhline(100 * row["zero_shot_unmodulated"], color="grey", linestyle=":", label="text, modulation off")
         axes.set_xscale("log", base=2)
         axes.set_xticks(SHOTS, map(str, SHOTS))
-        axes.set(title=f"{TITLES[name]}, {row['classes']} labels", xlabel="example clips per label", ylim=(0, 102))
+        axes.set(title=TITLES[name], xlabel="example clips per label", ylim=(0, 102))
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("top-1, %")
     figure.axes[0].legend(frameon=False, loc="lower right", fontsize=8)
@@ -262,7 +263,8 @@ def main() -> None:
     output = Path(options.output)
     model, processor = load_model(options.model, classifier=True), load_processor(options.model)
     results = measure(model, load_splits(model, processor, output), options)
-    write_whole(output / "few_clips.json", json.dumps({"options": vars(options), "splits": results}, indent=2) + "\n")
+    facts = {name: getattr(options, name) for name in ("draws", "trainings", "steps", "lr")}
+    write_whole(output / "few_clips.json", json.dumps({"options": facts, "splits": results}, indent=2) + "\n")
     print(tables(results))
     draw_picture(results, options.picture)
 
