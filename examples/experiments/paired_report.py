@@ -103,7 +103,8 @@ class Run:
 
     def whole_heads(self, init: float, steps: int) -> list[str]:
         """The heads that are whole in the first drawing, and compared in every other that has them all."""
-        return [head for head in self.heads if self.data_seeds[0] in self.drawings(init, steps, head)]
+        first = self.data_seeds[:1]
+        return [head for head in self.heads if first and self.drawings(init, steps, head)[:1] == first]
 
     def lengths(self, init: float) -> list[int]:
         """The lengths of training in which two heads can be compared."""
