@@ -79,9 +79,9 @@ class Scoring:
             raise ValueError(
                 f"A baseline is the CLIP that {model} was trained from, which it does not name: name it as `clip`."
             )
-        self.clip = load_clip(name).to(self.model.device).eval()
-        self.clip_sha256 = fingerprint(self.clip)
-        own, theirs = self.model.state_dict(), self.clip.state_dict()
+        loaded: Any = load_clip(name)
+        self.clip, self.clip_sha256 = loaded.to(self.model.device).eval(), fingerprint(loaded)
+        own, theirs = self.model.state_dict(), loaded.state_dict()
         tower = [key for key in theirs if key.startswith(("vision_model.", "visual_projection."))]
         if any(key not in own or own[key].shape != theirs[key].shape for key in tower):
             raise ValueError(f"{name} has another image tower than {model}: name the CLIP that it was trained from.")

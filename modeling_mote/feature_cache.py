@@ -13,6 +13,7 @@ from typing import Any
 import av
 import torch
 from huggingface_hub.constants import HF_HOME
+from transformers import CLIPModel
 
 from .modeling_mote import MoTEModel
 from .processing import encode_classes
@@ -45,7 +46,7 @@ def load_cached(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | 
 
 
 def class_features(
-    model: MoTEModel,
+    model: CLIPModel,
     processor: Any,
     names: Any,
     prompts: str | Iterable[str] = "mote_28",
