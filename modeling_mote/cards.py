@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .configuration_mote import MoTEConfig
 from .loading import first_sentence
+from .processing.calibration import Calibration
 from .processing.protocols import PROTOCOLS
 from .results import add_to_card, results_table
 
@@ -67,6 +68,7 @@ def training_card(
     num_frames: int,
     step: int | None = None,
     validation: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> str:
     """The card of a checkpoint that was trained here, to lie beside it as README.md.
 
@@ -77,6 +79,7 @@ def training_card(
         num_frames: frames per clip.
         step: optimizer steps.
         validation: `accuracy`, `listed` and `scored` on the validation clips, if there were any.
+        calibration: of the configuration, if there is one.
 
     Returns:
         the card, with its metadata.
@@ -94,6 +97,7 @@ def training_card(
         "Training": f"From {f'`{source}`' if source else f'a checkpoint named `{start}`'}, with `mote train`"
         f"{'' if step is None else f', {step} steps'}, {num_frames} frames per clip. {measured} `training.json` has "
         f"all settings.\n\n{CURVES_BESIDE}",
+        "Scores": describe_calibration(calibration),
         "Classes": class_list(classes),
         "Citation": CITATION,
     }
@@ -108,6 +112,23 @@ def training_card(
     title += "other labels that are given as words.\n"
     body = "\n".join([title, *(f"## {name}\n\n{text}\n" for name, text in sections.items())])
     return f"---\n{data_of_card.to_yaml()}\n---\n\n{body}"
+
+
+def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
+    """What the scores of a checkpoint mean, in a paragraph."""
+    if calibration is None:
+        return (
+            "The scores are a softmax over the labels that are asked for, not probabilities of being right. "
+            "`mote calibrate` fits what they mean to labelled clips."
+        )
+    known = Calibration.from_dict(calibration)
+    return (
+        f"Calibrated on {known.num_clips} labelled clips of {known.num_labels} classes: temperature "
+        f"{known.temperature:.4g} of the cosines, each label by itself sigmoid({known.sigmoid[0]:.4g} · cosine "
+        f'{known.sigmoid[1]:+.4g}). `unknown=True` adds "none of these", `coverage=0.9` gives the smallest set of '
+        "labels that holds the true one so often, `multi_label=True` scores each label by itself. Lists of another "
+        "length and videos of another kind shift all of these: calibrate on clips of your own."
+    )
 
 
 def class_names(config: MoTEConfig) -> list[str]:
@@ -185,6 +206,9 @@ def published_card(
         else "",
         "Training": fields["curves"] if "curves" not in used and "](curves.png)" not in content else "",
         "Merged experts": fields["experts"] if "experts" not in used else "",
+        "Scores": describe_calibration(config.calibration)
+        if config.calibration is not None and "\n## Scores\n" not in content
+        else "",
         "Classes": fields["classes"] if "classes" not in used and "\n## Classes\n" not in content else "",
         "Citation": CITATION if "2410.10589" not in content else "",
     }

@@ -187,6 +187,8 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
         merge_temperatures: temperatures tau that a training step draws from (Eq. 7); infinity is spelled `"inf"`,
             which JSON can hold.
         label_smoothing: label smoothing of both cross-entropies.
+        calibration: what the scores mean, as `Calibration.to_dict` of `processing/calibration.py` gives it; None if it
+            was never fitted.
         training_classes_set: whether `seen_classes.weight` holds the text features of the classes in `id2label`;
             written by `set_training_classes`. Other names given to `from_pretrained` make it False, with a warning.
         training_classes_sha256: digest of those names and features, by which the model knows that they belong
@@ -225,6 +227,7 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
     mse_loss_weight: int | float = 0.1
     merge_temperatures: list | tuple = (-9.6, -4.8, -2.4, -1.2, -0.6, 0.6, 1.2, 2.4, 4.8, 9.6, "inf")
     label_smoothing: int | float = 0.0
+    calibration: dict | None = None
     training_classes_set: bool = False
     training_classes_sha256: str | None = None
 

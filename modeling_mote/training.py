@@ -302,22 +302,27 @@ def validate(
     accelerator: Accelerator,
     batch_size: int = 64,
     num_workers: int = 0,
+    kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    class_embeds: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """Top-1 over the training classes; every clip counts once, one that can't be read as wrong.
+    """Top-1 over the training classes or others; every clip counts once, one that can't be read as wrong.
 
     Args:
-        model: whose training classes are set.
-        clips: data set of clips, whose labels are indices of training classes.
+        model: whose training classes are set, if no others are given.
+        clips: data set of clips, whose labels are indices of the classes.
         accelerator: divides the clips between the processes.
         batch_size: clips per process and forward.
         num_workers: reading processes of each process.
+        kept: takes the cosines [b, c] and the labels [b] of the clips of all processes, if it is given.
+        class_embeds: features of other classes, [c, d].
 
     Returns:
         `accuracy` from 0 to 1, `listed` and `scored` clips, and `bad_clips`, {name: why it can't be read}.
     """
     model.eval()
     counts = torch.zeros(2, dtype=torch.long, device=accelerator.device)  # right, scored
-    unread = []
+    unread, scored_here = [], []
+    classes = {} if class_embeds is None else {"class_embeds": class_embeds}
     mine = list(range(accelerator.process_index, len(clips), accelerator.num_processes))
     batches = [mine[begin : begin + batch_size] for begin in range(0, len(mine), batch_size)]
     with ClipBatches(clips, batches, num_workers) as read:
@@ -326,8 +331,13 @@ def validate(
             if len(batch["labels"]):
                 labels = batch["labels"].to(accelerator.device)
                 with accelerator.autocast():
-                    right = model(**clips.inputs(batch, accelerator.device)).logits.argmax(-1) == labels
+                    logits = model(**clips.inputs(batch, accelerator.device), **classes).logits  # [b, c]
+                right = logits.argmax(-1) == labels
+                if kept is not None:
+                    scored_here.append(((logits.float() / model.logit_scale.float().exp()).cpu(), labels.cpu()))
                 counts += torch.stack([right.sum(), torch.tensor(len(right), device=right.device)])
+    if kept is not None:
+        kept += gather_object(scored_here) if accelerator.num_processes > 1 else scored_here
     right, scored = accelerator.reduce(counts, "sum").tolist()
     unread = gather_object(unread) if accelerator.num_processes > 1 else unread
     return {"accuracy": right / len(clips), "scored": scored, "listed": len(clips), "bad_clips": dict(sorted(unread))}

@@ -28,6 +28,7 @@ from .feature_cache import fingerprint
 from .frame_features import clip_identity
 from .modeling_mote import MoTEForVideoClassification
 from .processing import MoTEProcessor
+from .processing.calibration import LEAST_CLIPS, fit_calibration
 from .processing.clip_batches import ClipBatches
 from .processing.files import whole_file, whole_folder, write_whole
 from .training import SCHEDULES, BadClips, Batches, StepResult, TrainStep, freeze, parameter_groups, validate
@@ -187,6 +188,7 @@ class TrainingRun:
         progress = self.checkpoints.load_newest() or {"step": 0, "best": -1.0, "bad": [], "log": []}
         self.step, self.best, self.log = progress["step"], progress["best"], progress["log"]
         self.batches.start = self.step
+        self.weights.config.calibration = progress.get("calibration")  # not that of the weights it started from
         self.bad = BadClips(self.clips, max_bad_fraction, progress["bad"])
         self.measured = next((row["validation"] for row in reversed(self.log) if "validation" in row), None)
         if self.accelerator.is_main_process:
@@ -263,10 +265,11 @@ class TrainingRun:
         return self.validation is not None and at_end
 
     def measure(self) -> dict[str, Any]:
-        """Validate, and save the model if it is the best so far."""
+        """Validate, fit what scores mean to the same clips, and save the model if it is the best so far."""
         self.measured = validate(
-            self.weights, self.validation, self.accelerator, self.settings.batch_size, self.num_workers
+            self.weights, self.validation, self.accelerator, self.settings.batch_size, self.num_workers, kept := []
         )
+        self.weights.config.calibration = _calibration(kept)
         if self.measured["accuracy"] > self.best:
             self.best = self.measured["accuracy"]
             self.save_model(self.output / "best")
@@ -290,6 +293,7 @@ class TrainingRun:
     def save_checkpoint(self) -> None:
         """Write everything that the run needs to go on."""
         progress = {"best": self.best, "bad": list(self.bad.messages.items()), "log": self.log, "files": self.files}
+        progress["calibration"] = self.weights.config.calibration
         self.checkpoints.save(self.step, progress)
 
     def save_model(self, folder: Path) -> None:
@@ -310,6 +314,7 @@ class TrainingRun:
             num_frames=config.num_frames,
             step=self.step,
             validation=self.measured,
+            calibration=config.calibration,
         )
 
     def record(self) -> dict[str, Any]:
@@ -360,6 +365,16 @@ def train(run: TrainingRun) -> dict[str, Any]:
             bar.set_postfix(loss=row["loss"], **({"top1": run.measured["accuracy"]} if run.measured else {}))
     run.save_model(run.output / "model")
     return run.record()
+
+
+def _calibration(kept: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any] | None:
+    """What scores mean by the cosines and labels of validation clips; None if they are too few to tell."""
+    if not kept:
+        return None
+    cosines, labels = (torch.cat(each) for each in zip(*kept, strict=True))
+    if len(labels) < LEAST_CLIPS or cosines.shape[1] < 3 or not cosines.isfinite().all():
+        return None
+    return fit_calibration(cosines, labels).to_dict()
 
 
 def _starting_weights(model: MoTEForVideoClassification) -> str:

@@ -29,12 +29,13 @@ from .processing import (
     plot_timeline,
     smooth_windows,
 )
+from .processing.answers import AnswerOptions
 from .processing.builders.video_folder import VideoFolderConfig
 from .processing.files import only_writer, whole_file, write_whole
 from .processing.reading import PixelReader, ProcessDied, Reading, describe_death, describe_error, read_in_processes
 from .processing.sources import Videos, is_url
 
-COLUMNS = ("video", "start", "end", "label", "score", "error", "warning")
+COLUMNS = ("video", "start", "end", "label", "score", "similarity", "error", "warning")
 LONG_SECONDS = 10.0  # a clip of Kinetics: of a longer video, a few frames are a sample that is worth a word
 KEPT_THUMBNAILS = 64  # of a video at least; a timeline shows a few
 SAVE_EVERY = 30.0  # seconds between writings of the output
@@ -77,6 +78,7 @@ def score_videos(
     files: Sequence[str],
     *,
     top_k: int = 5,
+    answering: Mapping[str, Any] | None = None,
     examples: ExampleSet | None = None,
     batch_size: int = 8,
     num_workers: int = 2,
@@ -87,19 +89,22 @@ def score_videos(
         classify: The pipeline.
         labels: The candidate labels, as the pipeline takes them.
         files: Paths and URLs.
-        top_k: Best labels kept.
+        top_k: Rows kept.
+        answering: More options of an answer, see `AnswerOptions`.
         examples: A few videos of labels, see `load_examples`.
         batch_size: Videos in one forward.
         num_workers: Processes that read videos; one that dies costs its own file.
 
     Yields:
-        Index of a file and its result, in order: `scores`, a list of {"label", "score"}, best first, with `frames`,
-        how many were seen, and `seconds`, the video's length, if it is known; or `error`, and in either case
-        `warning`, None if there is none.
+        Index of a file and its result, in order: `scores`, the rows of the answer, best first, with `frames`, how many
+        were seen, and `seconds`, the video's length, if it is known; or `error`, and in either case `warning`, None if
+        there is none.
 
     Raises:
         ValueError: For bad labels, and a model whose scores are no numbers.
     """
+    options = AnswerOptions(top_k=top_k, **(answering or {}))
+    options.check(tuple(labels), classify.calibration)
     num_frames = classify.processor.video_processor.frames_per_clip(classify.model.config)
     reader = PixelReader(classify.processor.video_processor, num_frames)
     batch: list[tuple[int, Reading]] = []
@@ -109,13 +114,17 @@ def score_videos(
             reading = Reading(error=describe_death(reading, files[index]))
         batch.append((index, reading))
         if len(batch) == batch_size:
-            yield from _score(classify, labels, batch, top_k, examples)
+            yield from _score(classify, labels, batch, options, examples)
             batch = []
-    yield from _score(classify, labels, batch, top_k, examples)
+    yield from _score(classify, labels, batch, options, examples)
 
 
 def _score(
-    classify: Any, labels: Labels, batch: Sequence[tuple[int, Reading]], top_k: int, examples: ExampleSet | None
+    classify: Any,
+    labels: Labels,
+    batch: Sequence[tuple[int, Reading]],
+    options: AnswerOptions,
+    examples: ExampleSet | None,
 ) -> Iterator[tuple[int, Result]]:
     read = [torch.from_numpy(reading.pixels) for _, reading in batch if reading.pixels is not None]
     # Videos that were sampled by frames per second differ in length.
@@ -128,7 +137,7 @@ def _score(
     for index, reading in batch:
         result: Result = {"error": reading.error, "warning": reading.warning}
         if reading.pixels is not None:
-            scores = classify.postprocess({"logits": next(scored)[None]}, labels, top_k)
+            scores = classify.postprocess({"logits": next(scored)[None]}, labels, options)
             if any(math.isnan(row["score"]) for row in scores):
                 raise ValueError("The model gives scores that are no numbers: its weights are damaged.")
             result |= {"scores": scores, "frames": reading.num_frames, "seconds": reading.seconds}
@@ -144,6 +153,7 @@ def score_windows(
     stride: float = 1.0,
     smooth: float = 0.0,
     top_k: int = 5,
+    answering: Mapping[str, Any] | None = None,
     examples: ExampleSet | None = None,
     batch_size: int = 8,
     timeline: str | os.PathLike[str] | None = None,
@@ -159,6 +169,7 @@ def score_windows(
         stride: Seconds from one window's start to the next one's.
         smooth: Seconds over which scores are averaged.
         top_k: Best labels kept of a window, and drawn.
+        answering: More options of an answer, as `classify_windows` takes them.
         examples: A few videos of labels, see `load_examples`.
         batch_size: Windows in one forward.
         timeline: PNG file to write, if any.
@@ -175,7 +186,7 @@ def score_windows(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        known = {} if examples is None else {"examples": examples}
+        known = dict(answering or {}) | ({} if examples is None else {"examples": examples})
         found = classify_windows(classify, file, labels, window=window, stride=stride, batch_size=batch_size, **known)
         with tqdm(unit="s", desc=os.path.basename(file), disable=not show_progress) as bar:
             try:

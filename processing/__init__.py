@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .answers import AnswerOptions
     from .augmentation import augment_clip, clip_seed, train_transform
+    from .calibration import Calibration, fit_calibration
     from .class_names import parse_labels, to_words
     from .example_set import ExampleSet
     from .frame_sampling import sample_indices
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 __getattr__ = lazy_names(
     __name__,
     {
+        "AnswerOptions": "answers",
+        "Calibration": "calibration",
         "ExampleSet": "example_set",
         "MoTEProcessor": "processing_mote",
         "MoTEVideoProcessor": "video_processing_mote",
@@ -35,6 +39,7 @@ __getattr__ = lazy_names(
         "decode_video": "video_decoding",
         "encode_classes": "prompts",
         "encode_texts": "prompts",
+        "fit_calibration": "calibration",
         "get_prompt_set": "prompts",
         "get_protocol": "protocols",
         "half_classes": "protocols",
@@ -53,6 +58,8 @@ __getattr__ = lazy_names(
 __all__ = [
     "PROMPT_SETS",
     "PROTOCOLS",
+    "AnswerOptions",
+    "Calibration",
     "ExampleSet",
     "MoTEProcessor",
     "MoTEVideoProcessor",
@@ -64,6 +71,7 @@ __all__ = [
     "decode_video",
     "encode_classes",
     "encode_texts",
+    "fit_calibration",
     "get_prompt_set",
     "get_protocol",
     "half_classes",

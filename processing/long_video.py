@@ -8,13 +8,15 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from .answers import AnswerOptions
 from .pipeline_mote import ZeroShotVideoClassificationPipeline
 from .video_source import Source
 from .windows import WINDOW_OPTIONS, WindowEncoder, WindowReader, check_window
 
-OPTIONS = ("prompts", "examples", *WINDOW_OPTIONS)
+OPTIONS = ("prompts", "examples", "function_to_apply", "unknown", "multi_label", *WINDOW_OPTIONS)
 
 
 def classify_windows(
@@ -47,12 +49,14 @@ def classify_windows(
         stride: From the start of one window to that of the next, in seconds.
         batch_size: Windows scored at a time.
         **options: `prompts`, `examples`, `num_frames`, `num_clips`, `num_crops`, `sampling`, `short_video` and
-            `strict`, as the pipeline takes them; its own by default.
+            `strict`, and of an answer's options `function_to_apply`, `unknown` and `multi_label`, as the pipeline
+            takes them; its own by default.
 
     Returns:
-        An iterator over the windows, in order: `{"start", "end", "scores", "thumbnail"}`, times in seconds, `scores`
-        {label: score} over all labels, best first, summing to 1, `thumbnail` uint8 [h, w, 3], RGB, the middle frame
-        with at most 128 pixels a side.
+        An iterator over the windows, in order: `{"start", "end", "scores", "similarities", "thumbnail"}`, times in
+        seconds, `scores` {label: score} over all labels, and "none of these" if `unknown` is set, best first, summing
+        to 1 unless the options say otherwise, `similarities` {label: cosine}, `thumbnail` uint8 [h, w, 3], RGB, the
+        middle frame with at most 128 pixels a side.
 
     Raises:
         ValueError: For bad labels and options, and a window of fewer frames than `num_frames` where `short_video` is
@@ -66,8 +70,10 @@ def classify_windows(
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
         raise ValueError(f"unknown argument {unknown[0]!r} of classify_windows: it takes {', '.join(OPTIONS)}")
-    processing, forward, _ = classify._sanitize_parameters(candidate_labels=candidate_labels, **options)
+    processing, forward, post = classify._sanitize_parameters(candidate_labels=candidate_labels, **options)
     processing, forward = classify._preprocess_params | processing, classify._forward_params | forward
+    answering = (classify._postprocess_params | post).get("options", AnswerOptions())
+    answering = replace(answering, top_k=None, threshold=None, coverage=None)  # a window has all labels
     if "candidate_labels" not in forward:
         raise ValueError("candidate_labels is missing: pass a list of names or a comma-separated string")
     processor = classify.processor.video_processor
@@ -75,20 +81,28 @@ def classify_windows(
     num_frames = processing.get("num_frames", own_frames or classify.model.config.num_frames)
     reader = WindowReader(processor, num_frames, window, stride, batch_size, processing, thumbnails=True)
     encoder = WindowEncoder(classify.model, processor, num_frames)
-    return _classify(classify, reader, encoder, reader.open(video), forward)
+    return _classify(classify, reader, encoder, reader.open(video), forward, answering)
 
 
 def _classify(
-    classify: Any, reader: WindowReader, encoder: WindowEncoder, source: Source, forward: Mapping[str, Any]
+    classify: Any,
+    reader: WindowReader,
+    encoder: WindowEncoder,
+    source: Source,
+    forward: Mapping[str, Any],
+    answering: AnswerOptions,
 ) -> Iterator[dict[str, Any]]:
     for windows in reader.read(source):
         logits = classify.forward({"frame_embeds": encoder(windows)}, **forward)["logits"]  # [b, c]
         for (start, end), row, thumbnail in zip(windows.spans, logits, windows.thumbnails, strict=True):
-            ranked = classify.postprocess({"logits": row[None]}, forward["candidate_labels"])
+            ranked = classify.postprocess({"logits": row[None]}, forward["candidate_labels"], answering)
             yield {
                 "start": start,
                 "end": end,
                 "scores": {entry["label"]: entry["score"] for entry in ranked},
+                "similarities": {
+                    entry["label"]: entry["similarity"] for entry in ranked if entry["similarity"] is not None
+                },
                 "thumbnail": thumbnail,
             }
 

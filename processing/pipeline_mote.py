@@ -15,6 +15,8 @@ from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
+from .answers import ANSWER_OPTIONS, AnswerOptions, answer
+from .calibration import Calibration
 from .class_names import parse_candidates, unlike_words
 from .example_set import ExampleSet
 from .module_state import module_state
@@ -73,7 +75,10 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             candidate_labels: Names of the classes, a list or a comma-separated string, one or more. Or
                 {name: description}: a text or several that say what the class looks like, read as they are, without
                 a prompt, and averaged; None for a name that speaks for itself. Answers keep the names.
-            **kwargs: `top_k`, the number of labels returned, all by default; `examples`, a few videos of labels that
+            **kwargs: What the answer holds, see `AnswerOptions`: `top_k`, the number of rows, all by default;
+                `function_to_apply`, "softmax", "sigmoid" or "none"; `unknown=True` for a row "none of these";
+                `threshold`, the least score; `coverage`, for the smallest set of labels that holds the true one with
+                this probability; `multi_label=True`, each label by itself. `examples`, a few videos of labels that
                 correct what their texts say: {label: its videos}, an `ExampleSet`, which is read once for many calls,
                 or the file of one; `prompts`, a prompt set's name
                 ("mote_28") or templates with `{}`; `READING_OPTIONS` (`num_frames`, `num_clips`, …), see
@@ -81,11 +86,13 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
                 as in every pipeline. All of these, and the labels, can be given when the pipeline is made.
 
         Returns:
-            A list of `{"score", "label"}`, best first, the scores over all labels summing to 1; for several videos
-            a list of such lists, in order; for torch datasets and generators, an iterator over them.
+            A list of `{"label", "score", "similarity"}`, best first, the scores over all rows summing to 1 unless the
+            options say otherwise, the similarity a cosine; for several videos a list of such lists, in order; for
+            torch datasets and generators, an iterator over them. A checkpoint with a calibration gives scores that
+            are probabilities, see `calibration`.
 
         Raises:
-            ValueError: for missing, empty or repeated labels, and bad options.
+            ValueError: for missing, empty or repeated labels, bad options, and what needs a calibration without one.
             VideoDecodeError: for a video that cannot be decoded, naming it.
         """
         for name in ("videos", "inputs"):
@@ -144,9 +151,8 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         self,
         candidate_labels: Any = None,
         prompts: str | Sequence[str] | None = None,
-        top_k: int | None = None,
         examples: Any = None,
-        **processing: Any,
+        **options: Any,
     ) -> tuple[dict, dict, dict]:
         forward: dict[str, Any] = {}
         postprocess: dict[str, Any] = {}
@@ -155,16 +161,16 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             postprocess["candidate_labels"] = tuple(forward["candidate_labels"])
         if prompts is not None:
             forward["prompts"] = get_prompt_set(prompts)
-        if top_k is not None:
-            if not isinstance(top_k, int) or top_k < 1:
-                raise ValueError(f"top_k is {top_k!r}: pass a number of labels from 1 on, or None for all")
-            postprocess["top_k"] = top_k
-        unknown = [name for name in processing if name not in READING_OPTIONS]
+        answering = {name: options.pop(name) for name in ANSWER_OPTIONS if name in options}
+        if answering:
+            postprocess["options"] = AnswerOptions(**answering)
+            postprocess["options"].check(postprocess.get("candidate_labels", ()), self.calibration)
+        unknown = [name for name in options if name not in READING_OPTIONS]
         if unknown:
-            own = ("candidate_labels", "prompts", "top_k", "examples")
+            own = ("candidate_labels", "prompts", *ANSWER_OPTIONS, "examples")
             names = ", ".join((*own, *READING_OPTIONS, "batch_size", "num_workers"))
             raise ValueError(f"unknown argument {unknown[0]!r} of the pipeline: it takes {names}")
-        processing = {name: value for name, value in processing.items() if value is not None}
+        processing = {name: value for name, value in options.items() if value is not None}
         if examples is not None:
             forward["examples"] = self._prepare_examples(examples, processing)
         return processing, forward, postprocess
@@ -211,13 +217,26 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         similarities = examples.adapt(self.model, class_embeds, labels, frames, temporal)
         return self.model.logit_scale.float().exp() * similarities
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the checkpoint knows of its scores, `config.calibration`; None if it was never fitted."""
+        values = getattr(self.model.config, "calibration", None)
+        return None if values is None else Calibration.from_dict(values)
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines by, exp(`model.logit_scale`)."""
+        return float(self.model.logit_scale.detach().float().exp())
+
     def postprocess(
-        self, model_outputs: dict[str, torch.Tensor], candidate_labels: Iterable[str], top_k: int | None = None
+        self,
+        model_outputs: dict[str, torch.Tensor],
+        candidate_labels: Iterable[str],
+        options: AnswerOptions | None = None,
     ) -> list[dict[str, Any]]:
-        """Turn the logits [1, c] of one video into its best labels."""
-        scores, order = model_outputs["logits"][0].softmax(dim=-1).sort(descending=True, stable=True)
-        names, ranked = list(candidate_labels), zip(scores.tolist(), order.tolist(), strict=True)
-        return [{"score": score, "label": names[index]} for score, index in ranked][:top_k]
+        """Turn the logits [1, c] of one video into its answer, see `answers.answer`."""
+        similarities = model_outputs["logits"][0].float() / self.logit_scale
+        return answer(similarities, list(candidate_labels), self.logit_scale, self.calibration, options)
 
     def class_features(self, candidate_labels: Any, prompts: str | Sequence[str] = "mote_28") -> torch.Tensor:
         """Give the features of a label list, computed at its first use and whenever the text tower has changed.

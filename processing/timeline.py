@@ -56,22 +56,36 @@ def merge_windows(windows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         windows: As `classify_windows` gives them.
 
     Returns:
-        `{"start", "end", "label", "score"}`, in order, times in seconds, the score the mean of the label's over the
-        merged windows.
+        `{"start", "end", "label", "score", "similarity"}`, in order, times in seconds, score and similarity the mean
+        of the label's over the merged windows; similarity None for "none of these", and absent if the windows have
+        none.
     """
     windows = list(windows)
     segments: list[dict[str, Any]] = []
     counts: list[int] = []
+    cosines: list[list[float]] = []
     for (start, end), each in zip(_spans(windows), windows, strict=True):
         label = max(each["scores"], key=each["scores"].__getitem__)
         if segments and segments[-1]["label"] == label and segments[-1]["end"] == start:
             segments[-1]["end"] = end
             segments[-1]["score"] += each["scores"][label]
             counts[-1] += 1
+            cosines[-1] += _cosine(each, label)
         else:
             segments.append({"start": start, "end": end, "label": label, "score": each["scores"][label]})
             counts.append(1)
-    return [segment | {"score": segment["score"] / count} for segment, count in zip(segments, counts, strict=True)]
+            cosines.append(_cosine(each, label))
+    for segment, count, values in zip(segments, counts, cosines, strict=True):
+        segment["score"] /= count
+        if "similarities" in windows[0]:
+            segment["similarity"] = sum(values) / len(values) if values else None
+    return segments
+
+
+def _cosine(window: Mapping[str, Any], label: str) -> list[float]:
+    """The window's similarity to a label, if it has one."""
+    similarities = window.get("similarities", {})
+    return [similarities[label]] if label in similarities else []
 
 
 def plot_timeline(windows: Sequence[Mapping[str, Any]], *, top_k: int | None = None) -> Any:

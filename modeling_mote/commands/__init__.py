@@ -12,6 +12,7 @@ COMMANDS = {
     "embed": "embed very many videos into Parquet files, each video once",
     "train": "train MoTE on your own videos or on a benchmark",
     "evaluate": "score a checkpoint under a protocol of the paper, or on your own clips",
+    "calibrate": "learn from labelled clips what scores mean",
     "check": "read every video of a data set once, and list what is wrong with it",
     "convert": "turn the authors' .pt checkpoint into a folder that transformers loads",
     "export": "write a checkpoint as ONNX or torch.export graphs, checked against PyTorch",

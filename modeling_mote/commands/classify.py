@@ -8,14 +8,17 @@
 
 Prints a table of the best labels of each video or, with --window, of the segments of each video that share a best
 label. Without labels, they are those of --examples, else the classes that the model was trained on. Scores over the
-labels sum to 1, so one label alone always has 1. Examples are a few videos of each label, in a folder per label: they
-correct what the label's text says, without training.
+labels sum to 1, so one label alone always has 1. A checkpoint with a calibration (`mote train` and `mote calibrate`
+fit one) can say "none of these" (--unknown), score each label by itself (--multi_label), or give the smallest set of
+labels that holds the true one with a probability (--coverage 0.9). Examples are a few videos of each label, in a folder
+per label: they correct what the label's text says, without training.
 
-CSV (--output x.csv) has the columns video, start, end, label, score, error, warning: one row for each of the best
-labels of a video, best first, or for each segment, with its start and end in seconds. JSON has the same and, with
---window, the scores of every window. A file that cannot be read is a row with an error; one that breaks off is scored
-as far as it goes, with a warning. Beside the output, x.csv.progress keeps what is done: the same command again goes on
-from there, after Ctrl-C or with more videos. Remove it to score everything anew.
+CSV (--output x.csv) has the columns video, start, end, label, score, similarity, error, warning: one row for each of
+the best labels of a video, best first, or for each segment, with its start and end in seconds; the similarity is the
+cosine between the video and the label. JSON has the same and, with --window, the scores of every window. A file that
+cannot be read is a row with an error; one that breaks off is scored as far as it goes, with a warning. Beside the
+output, x.csv.progress keeps what is done: the same command again goes on from there, after Ctrl-C or with more videos.
+Remove it to score everything anew.
 
 Exit code: 0; 1 if a file could not be read or something went wrong, said in one sentence; 2 if the command line makes
 no sense; 130 after Ctrl-C, with what was scored kept.
@@ -33,6 +36,7 @@ from ..processing.class_names import describe_renamed, parse_labels
 from ..processing.sources import find_videos, some_of
 from .command_line import (
     add_device,
+    add_flag,
     add_labels,
     add_model,
     add_reading,
@@ -43,6 +47,8 @@ from .command_line import (
     run_command,
 )
 
+ANSWER_FLAGS = ("function_to_apply", "unknown", "multi_label", "threshold", "coverage")
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     seconds = number(0.001, kind=float)
@@ -52,6 +58,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", help="folder with a folder of videos per label, or a saved set of examples")
     parser.add_argument("--output", help="file to write, .csv or .json")
     parser.add_argument("--top_k", type=number(1), default=5, help="best labels given per video or window")
+    parser.add_argument("--function_to_apply", choices=("softmax", "sigmoid", "none"), help="how scores are made")
+    add_flag(parser, "unknown", 'add a row "none of these"; needs a calibration')
+    add_flag(parser, "multi_label", "score each label by itself; needs a calibration")
+    parser.add_argument("--threshold", type=float, help="leave out labels with a score below")
+    parser.add_argument(
+        "--coverage", type=float, help="smallest set of labels that holds the true one so surely, such as 0.9"
+    )
     parser.add_argument("--window", type=seconds, help="score sliding windows of so many seconds")
     parser.add_argument("--stride", type=seconds, help="seconds from a window's start to the next one's: 1 by default")
     parser.add_argument("--smooth", type=number(0, kind=float), help="average scores over so many seconds")
@@ -71,6 +84,11 @@ def check(options: argparse.Namespace) -> None:
     for name in ("stride", "smooth", "timeline"):
         if options.window is None and getattr(options, name) is not None:
             raise ValueError(f"--{name} needs --window, the length of the windows in seconds.")
+    for name in ("threshold", "coverage"):
+        if options.window is not None and getattr(options, name) is not None:
+            raise ValueError(f"--{name} is for whole videos: leave it or --window out.")
+    given = {name: getattr(options, name) for name in ANSWER_FLAGS}
+    options.answering = {name: value for name, value in given.items() if value not in (None, False)}
     if options.timeline is not None and len(options.found.files) > 1:
         raise ValueError(f"--timeline draws one video, and {len(options.found.files)} are named: name one file.")
 
@@ -96,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
 
     videos, labels = options.found, options.names
     classify = load_pipeline(options.model, options.device)
-    scoring: dict[str, Any] = {"top_k": options.top_k}
+    scoring: dict[str, Any] = {"top_k": options.top_k, "answering": options.answering}
     if options.examples is not None:
         examples, notes = load_examples(classify, options.examples, options.num_workers)
         scoring["examples"], labels = examples, list(examples.labels) if labels is None else labels
@@ -109,11 +127,14 @@ def run(options: argparse.Namespace) -> int:
         classify, labels = over_training_classes(classify)
         say(f"No labels given: scoring the {len(labels)} classes that the model was trained on.")
     say(describe_renamed(options.renamed) if options.renamed else "")
-    say("One label alone always has the score 1: name others to choose from." if len(labels) == 1 else "")
+    alone = len(labels) == 1 and not options.answering
+    say("One label alone always has the score 1: name others to choose from, or ask with --unknown." if alone else "")
     say(videos.note)
     if options.window is not None:
         scoring |= {"window": options.window, "stride": options.stride or 1.0, "smooth": options.smooth or 0.0}
-    facts = {name: getattr(options, name) for name in ("model", "examples", "window", "stride", "smooth")}
+    facts = {
+        name: getattr(options, name) for name in ("model", "examples", "window", "stride", "smooth")
+    } | options.answering
     facts |= {"labels": labels, "renamed": options.renamed}
     if options.timeline is not None:
         scoring["timeline"] = options.timeline

@@ -126,7 +126,7 @@ def test_one_video(classify, model, folder, tmp_path):
     head, *lines = finished.stdout.splitlines()
     assert head.split() == ["video", "score", "label"]
     assert [line.split()[-2:] for line in lines] == [[f"{row['score']:.3f}", row["label"]] for row in expected]
-    assert output.read_text().splitlines()[0] == "video,start,end,label,score,error,warning"
+    assert output.read_text().splitlines()[0] == "video,start,end,label,score,similarity,error,warning"
     rows = rows_of(output)
     assert [(row["video"], row["label"]) for row in rows] == [(str(video), row["label"]) for row in expected]
     assert [float(row["score"]) for row in rows] == pytest.approx([row["score"] for row in expected], abs=1e-6)
@@ -270,7 +270,7 @@ def test_windows_of_a_long_video(classify, model, long, tmp_path):
     for each, other in zip(result["windows"], expected, strict=True):
         assert each["scores"] == pytest.approx(dict(list(other["scores"].items())[:2]), abs=1e-5)
     segments = result["segments"]
-    assert set(segments[0]) == {"start", "end", "label", "score"}
+    assert set(segments[0]) == {"start", "end", "label", "score", "similarity"}
     assert (segments[0]["start"], segments[-1]["end"]) == (0, 20.5)
     for one, following in zip(segments, segments[1:], strict=False):
         assert one["end"] == following["start"] and one["label"] != following["label"]

@@ -52,7 +52,7 @@ def assert_same(results: list, expected: list, tolerance: float = 1e-6) -> None:
 
 def test_scores_are_the_models(classify, clips):
     result = classify(clips[0], candidate_labels=LABELS)
-    assert [set(row) for row in result] == [{"score", "label"}] * 3
+    assert [set(row) for row in result] == [{"label", "score", "similarity"}] * 3
     assert sorted(row["label"] for row in result) == sorted(LABELS)
     assert result == sorted(result, key=lambda row: -row["score"])
     inputs = classify.processor(videos=clips[0], return_tensors="pt")
@@ -62,6 +62,53 @@ def test_scores_are_the_models(classify, clips):
     assert outputs.modulation is not None and (outputs.modulation != 1).all()  # the labels reach the video side
     expected = dict(zip(LABELS, outputs.logits_per_video[0].softmax(-1).tolist(), strict=True))
     assert {row["label"]: row["score"] for row in result} == pytest.approx(expected, abs=1e-6)
+    cosines = outputs.logits_per_video[0] / classify.model.logit_scale.exp()
+    expected = dict(zip(LABELS, cosines.tolist(), strict=True))
+    assert {row["label"]: row["similarity"] for row in result} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture
+def calibrated(classify):
+    classify.model.config.calibration = {
+        "temperature": 0.5,
+        "sigmoid": [2.0, -1.0],
+        "known": [1.0, 0.0, 0.0, 0.0],
+        "known_short": [3.0, 0.5],
+        "residuals": [0.1, 1.0, 2.0],
+        "ranks": [1, 10, 19],
+        "num_clips": 19,
+        "num_labels": 5,
+    }
+    yield classify
+    classify.model.config.calibration = None
+
+
+def test_calibrated_scores(calibrated, clips):
+    plain = calibrated(clips[0], candidate_labels=LABELS, function_to_apply="none")
+    cosines = torch.tensor([row["similarity"] for row in plain])
+    result = calibrated(clips[0], candidate_labels=LABELS)
+    assert [row["score"] for row in result] == pytest.approx((cosines / 0.5).softmax(0).tolist(), abs=1e-5)
+    by_label = calibrated(clips[0], candidate_labels=LABELS, multi_label=True)
+    assert [row["score"] for row in by_label] == pytest.approx((2 * cosines - 1).sigmoid().tolist(), abs=1e-5)
+
+    known = float((3 * cosines.max() + 0.5).sigmoid())
+    rows = {row["label"]: row for row in calibrated([clips[0]], candidate_labels=LABELS, unknown=True)[0]}
+    assert rows["none of these"] == {"label": "none of these", "score": pytest.approx(1 - known), "similarity": None}
+    assert sum(row["score"] for row in rows.values()) == pytest.approx(1)
+    assert rows[result[0]["label"]]["score"] == pytest.approx(known * result[0]["score"], abs=1e-5)
+    (window,) = classify_windows(calibrated, clips[0], LABELS, window=60, unknown=True)
+    assert window["scores"] == pytest.approx({label: row["score"] for label, row in rows.items()}, abs=1e-5)
+
+    assert calibrated(clips[0], candidate_labels=LABELS, threshold=0.999) == []
+    assert len(calibrated(clips[0], candidate_labels=LABELS, coverage=0.9)) == 3  # -log 1/3 is below 2
+    assert calibrated(clips[0], candidate_labels=LABELS, coverage=0.05) == []  # and above 0.1
+
+
+@pytest.mark.parametrize("option", [{"unknown": True}, {"coverage": 0.9}, {"multi_label": True}])
+def test_without_a_calibration(classify, clips, option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"^{name} needs a calibration.*mote calibrate"):
+        classify(clips[0], candidate_labels=LABELS, **option)
 
 
 def test_described_labels_answer_with_their_names(classify, clips):
