@@ -25,6 +25,7 @@ from .measuring import measure_variant, spread, summarise
 from .modeling_mote import MoTEModel
 from .processing import MoTEProcessor
 from .processing.builders import list_sha256
+from .processing.calibration import Calibration
 from .processing.clips import VideoClips
 from .processing.files import only_run
 from .processing.label_sets import LabelSet, read_label_file
@@ -89,9 +90,16 @@ class Scoring:
         self.own_frames = all(torch.allclose(own[key], theirs[key], rtol=1e-6, atol=1e-8) for key in tower)
         return {"name": name, "image_tower_trained": not self.own_frames}
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """The checkpoint's, if it has one: the scores whose error is measured are then its probabilities."""
+        values = self.model.config.calibration
+        return None if values is None else Calibration.from_dict(values)
+
     def beside(self) -> dict[str, str]:
-        """What is scored beside the protocol's own number, as the name of a folder tells it."""
-        found = {"baseline": self.clip_sha256[:8]} if self.clip_sha256 else {}
+        """What is measured beside the protocol's own number, as the name of a folder tells it."""
+        found = {} if self.calibration is None else {"calibration": fingerprint(self.calibration.to_dict())[:8]}
+        found |= {"baseline": self.clip_sha256[:8]} if self.clip_sha256 else {}
         return found | ({"wordings": fingerprint(self._texts())[:8]} if self.wordings else {})
 
     def key(self, changed: Mapping[str, Any], mixed_precision: str) -> str:
@@ -144,7 +152,8 @@ class Scoring:
 
     def summarise(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """What was measured, as a result holds it, and what is beside it."""
-        summary = summarise(self.rules, self.lists, scored, self.model.logit_scale.detach().exp().item())
+        scale = self.model.logit_scale.detach().exp().item()
+        summary = summarise(self.rules, self.lists, scored, scale, self.calibration)
         if self.clip is not None:
             summary["baselines"] = {name: measure_variant(self.rules, scored, name) for name in ("clip", *UNMODULATED)}
         if self.wordings:

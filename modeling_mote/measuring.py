@@ -9,8 +9,11 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
+import torch
 
+from .processing.answers import AnswerOptions, score_labels
 from .processing.builders import list_sha256
+from .processing.calibration import Calibration
 from .processing.metrics.accuracy import per_class_accuracy, topk_accuracy
 from .processing.metrics.confidence import auroc, expected_calibration_error
 from .processing.prompts import get_prompt_set
@@ -19,14 +22,21 @@ from .protocol_data import ClipList
 from .scoring import Scored
 
 
-def summarise(protocol: Protocol, lists: Sequence[ClipList], scored: Sequence[Scored], scale: float) -> dict[str, Any]:
+def summarise(
+    protocol: Protocol,
+    lists: Sequence[ClipList],
+    scored: Sequence[Scored],
+    logit_scale: float,
+    calibration: Calibration | None = None,
+) -> dict[str, Any]:
     """What was measured, as a result holds it: each list, and mean and standard deviation over them.
 
     Args:
         protocol: whose metrics they are.
         lists: what was scored.
         scored: scores of each list; the first variant is the protocol's own.
-        scale: exp(logit_scale), with which cosines become logits.
+        logit_scale: see `measure_confidence`, as for the last.
+        calibration: of the checkpoint, if it has one.
     """
     own = next(iter(scored[0].scores))
     parts = [
@@ -38,7 +48,7 @@ def summarise(protocol: Protocol, lists: Sequence[ClipList], scored: Sequence[Sc
             "names_sha256": each.wording.sha256,
             "list_sha256": list_sha256(each.rows),
             **measure(found.scores[own], found.labels, protocol),
-            **measure_confidence(found.cosines, found.labels, scale),
+            **measure_confidence(found.cosines, found.labels, logit_scale, calibration),
             "bad_videos": len(found.unread),
         }
         for each, found in zip(lists, scored, strict=True)
@@ -47,6 +57,7 @@ def summarise(protocol: Protocol, lists: Sequence[ClipList], scored: Sequence[Sc
     return over_parts(protocol, parts) | {
         "ece": _over_known(parts, "ece"),
         "auroc_label_listed": _over_known(parts, "auroc_label_listed"),
+        "calibrated": calibration is not None,
         "num_scored": sum(part["num_scored"] for part in parts),
         "num_listed": sum(part["num_listed"] for part in parts),
         "views": protocol.views,
@@ -119,35 +130,42 @@ def measure(scores: np.ndarray, labels: np.ndarray, protocol: Protocol) -> dict[
     return topk_accuracy(scores, labels) | {"mean_per_class_accuracy": mean_per_class}
 
 
-def measure_confidence(cosines: np.ndarray, labels: np.ndarray, scale: float) -> dict[str, Any]:
+def measure_confidence(
+    cosines: np.ndarray, labels: np.ndarray, logit_scale: float, calibration: Calibration | None = None
+) -> dict[str, Any]:
     """Whether the scores of one list can be trusted, over the clips that could be read.
 
-    The scores are those that the pipeline gives, whatever the protocol's rule: softmax over all classes of the list of
-    exp(logit_scale) · cosine. "Is the true label in the list" is asked of every clip twice: with the list as it is,
-    and with its true label left out.
+    The scores are those that the pipeline gives, whatever the protocol's rule: softmax over all classes of the list.
+    "Is the true label in the list" is asked of every clip twice: with the list as it is, and with its true label left
+    out.
 
     Args:
         cosines: averaged over the views, [n, c]; rows of NaN could not be read.
         labels: true classes, [n].
-        scale: exp(logit_scale).
+        logit_scale: what the model multiplies cosines by, exp(`model.logit_scale`).
+        calibration: of the checkpoint, if it has one.
 
     Returns:
         `ece`, expected calibration error over 15 bins of one width; `reliability`, its bins; `auroc_label_listed`, of
-        the largest cosine. None where nothing can be said: no clip, or no other label.
+        the calibration's probability that the label is listed, or without one of the largest cosine. None where
+        nothing can be said: no clip, or no other label.
     """
     read = ~np.isnan(cosines).any(axis=1)
-    cosines, labels = cosines[read], labels[read]
-    if not len(cosines):
+    values, labels = torch.from_numpy(cosines[read]), labels[read]
+    if not len(values):
         return {"ece": None, "reliability": [], "auroc_label_listed": None}
-    logits = scale * (cosines - cosines.max(axis=1, keepdims=True))
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    calibration = expected_calibration_error(probabilities, labels)
+    scores, _ = score_labels(values, logit_scale, calibration, AnswerOptions())
+    error = expected_calibration_error(scores.numpy(), labels)
     listed = None
-    if cosines.shape[1] > 1:
-        left_out = np.where(np.arange(cosines.shape[1]) == labels[:, None], -np.inf, cosines)
-        best = np.concatenate([cosines.max(axis=1), left_out.max(axis=1)])
-        listed = auroc(best, np.repeat([1, 0], len(cosines)))["auroc"]
-    return {"ece": calibration["ece"], "reliability": calibration["bins"], "auroc_label_listed": listed}
+    if values.shape[1] > 1:
+        others = np.arange(values.shape[1]) != labels[:, None]
+        left_out = values[torch.from_numpy(others)].view(len(values), -1)  # [n, c - 1]
+        found = [
+            each.amax(-1) if calibration is None else calibration.known_probability(each)
+            for each in (values, left_out)
+        ]
+        listed = auroc(torch.cat(found).numpy(), np.repeat([1, 0], len(values)))["auroc"]
+    return {"ece": error["ece"], "reliability": error["bins"], "auroc_label_listed": listed}
 
 
 __all__ = ["measure", "measure_confidence", "measure_variant", "over_parts", "spread", "summarise"]

@@ -10,8 +10,9 @@ in the result and in its name. Prints a table; leaves in `--output`: `result.jso
 printed beside. Scores are kept as they come: after an interruption, the same command goes on with what is missing.
 
 Beside top-1 stand two numbers about the scores themselves, as the pipeline gives them. ECE, the expected calibration
-error: how far a score is from how often it is right. "AUROC, label listed": how well the largest cosine tells a clip
-whose label is in the list from the same clip with its label left out; 0.5 is guessing, 1 is never wrong.
+error: how far a score is from how often it is right. "AUROC, label listed": how well the largest cosine, or the
+checkpoint's calibration, tells a clip whose label is in the list from the same clip with its label left out; 0.5 is
+guessing, 1 is never wrong.
 
     mote evaluate --protocol own-data --data my_videos --model runs/mine/model --baseline
     mote evaluate --protocol own-data --data my_videos --model runs/mine/model --wordings short.csv described.csv

@@ -24,6 +24,7 @@ from modeling_mote.blending import blend_with_clip
 from modeling_mote.convert_mote_original import convert
 from modeling_mote.loading import load_pipeline
 from modeling_mote.processing import encode_classes
+from modeling_mote.processing.calibration import fit_calibration
 from modeling_mote.processing.label_sets import LabelSet, load_label_set, read_label_file
 from modeling_mote.processing.protocols import half_classes_accuracy, half_classes_score, score_views
 from modeling_mote.protocol_data import reword
@@ -354,6 +355,27 @@ def test_own_data_is_scored_as_the_pipeline_scores(run, own, own_data, checkpoin
     left_out = [np.delete(row, truth).max() for row, truth in zip(wins, truths, strict=True)]
     pairs = [np.sign(row.max() - other) / 2 + 0.5 for row in wins for other in left_out]
     assert result["auroc_label_listed"]["mean"] == pytest.approx(np.mean(pairs), abs=0.03)
+
+
+def test_a_calibration_changes_the_scores_error_and_no_rank(run, own, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calibrated = tmp_path / "calibrated"
+    shutil.copytree(checkpoint, calibrated)
+    config = json.loads((calibrated / "config.json").read_text())
+    draw = np.random.default_rng(0)
+    fitted = fit_calibration(draw.random((40, 3)), draw.integers(0, 3, 40))  # of clips that tell nothing
+    (calibrated / "config.json").write_text(json.dumps(config | {"calibration": fitted.to_dict()}))
+    plain_result, (scores,) = run(**own, output=None, model=str(checkpoint))
+    result, (again,) = run(**own, output=None, model=str(calibrated))
+    np.testing.assert_allclose(again, scores, rtol=1e-6)
+    assert result["top1"] == plain_result["top1"]
+    assert (plain_result["calibrated"], result["calibrated"]) == (False, True)
+    bins = [found["parts"][0]["reliability"] for found in (plain_result, result)]
+    sure = [sum(each["count"] * each["confidence"] for each in found) / 6 for found in bins]
+    assert sure[1] < 0.5 and sure[1] < sure[0]  # nearer to one third
+    assert result["ece"] != plain_result["ece"]
+    (folder,) = (tmp_path / "results" / "own-data").glob("calibrated-*")
+    assert "calibration_" in folder.name
 
 
 def test_baselines_come_from_the_same_frames(run, own, checkpoint, clip_folder, tmp_path, count_calls):

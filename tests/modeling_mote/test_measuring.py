@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
 from modeling_mote.measuring import measure_confidence, spread
+from modeling_mote.processing.calibration import fit_calibration
+from modeling_mote.processing.metrics.confidence import expected_calibration_error
 from modeling_mote.processing.protocols import get_protocol
 
 
 def test_confidence_by_hand():
     cosines = np.array([[0.3, 0.1], [0.2, 0.25], [np.nan, np.nan], [0.4, 0.1]])
     labels = np.array([0, 0, 1, 1])
-    found = measure_confidence(cosines, labels, scale=10.0)
+    found = measure_confidence(cosines, labels, 10.0)
     sure = 1 / (1 + np.exp([-2.0, -0.5, -3.0]))  # 0.881, 0.622, 0.953: right, wrong, wrong
     assert found["ece"] == pytest.approx((abs(1 - sure[0]) + sure[1] + sure[2]) / 3)
     assert [each["count"] for each in found["reliability"]] == [1, 1, 1]
@@ -18,8 +21,27 @@ def test_confidence_by_hand():
     assert found["auroc_label_listed"] == pytest.approx((5 + 2 / 2) / 9)
 
 
+def test_confidence_of_calibrated_scores():
+    """The probabilities of the calibration, and its own answer to whether the label is listed."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 6, 400)
+    cosines = 0.2 + 0.02 * draw.normal(size=(400, 6)) + 0.05 * np.eye(6)[labels] * draw.random((400, 1))
+    calibration = fit_calibration(cosines[:200], labels[:200])
+    held_out = cosines[200:], labels[200:]
+    found, raw = measure_confidence(*held_out, 100.0, calibration), measure_confidence(*held_out, 500.0)
+    odds = np.exp(held_out[0] / calibration.temperature)
+    odds /= odds.sum(axis=1, keepdims=True)
+    assert found["ece"] == pytest.approx(expected_calibration_error(odds, held_out[1])["ece"])
+    assert found["ece"] < 0.1 < raw["ece"]  # 500 is sure of everything
+    rest = np.stack([np.delete(row, label) for row, label in zip(*held_out, strict=True)])
+    listed = [calibration.known_probability(torch.from_numpy(each)) for each in (held_out[0], rest)]
+    wins = (listed[0][:, None] > listed[1]).double() + (listed[0][:, None] == listed[1]).double() / 2
+    assert found["auroc_label_listed"] == pytest.approx(float(wins.mean()))
+    assert found["auroc_label_listed"] != raw["auroc_label_listed"]
+
+
 def test_a_large_scale_does_not_overflow():
-    found = measure_confidence(np.array([[0.3, -0.9], [0.1, 0.2]]), np.array([0, 1]), scale=1e4)
+    found = measure_confidence(np.array([[0.3, -0.9], [0.1, 0.2]]), np.array([0, 1]), 1e4)
     assert found["ece"] == 0.0
 
 
