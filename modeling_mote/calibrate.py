@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .loading import CheckpointError, load_checkpoint
+from .loading import CheckpointError, load_model, load_processor
 from .processing.builders import load_videos
 from .processing.calibration import Calibration, fit_calibration
 from .processing.clips import VideoClips
@@ -51,8 +51,8 @@ def calibrate(
     if output is None and not (Path(model) / "config.json").is_file():
         raise CheckpointError(f"{model} is no folder with a checkpoint to write into: name an output folder.")
     accelerator = accelerator or Accelerator()
-    loaded, processor = load_checkpoint(model)
-    loaded.to(accelerator.device).eval()
+    loaded = load_model(model, classifier=True, device=accelerator.device)
+    processor = load_processor(model)
     rows: Any = load_videos(data, split, **({} if data_dir is None else {"data_dir": data_dir}))
     clips = VideoClips(rows, processor.video_processor, processor.num_frames, "uniform")
     classes = encode_classes(loaded, processor, rows.features["label"].names)

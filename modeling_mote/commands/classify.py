@@ -10,8 +10,8 @@ Prints a table of the best labels of each video or, with --window, of the segmen
 label. Without labels, they are those of --examples, else the classes that the model was trained on. Scores over the
 labels sum to 1, so one label alone always has 1. A checkpoint with a calibration (`mote train` and `mote calibrate`
 fit one) can say "none of these" (--unknown), score each label by itself (--multi_label), or give the smallest set of
-labels that holds the true one with a probability (--coverage 0.9). Examples are a few videos of each label, in a folder
-per label: they correct what the label's text says, without training.
+labels that holds the true one with a probability (--coverage 0.9). Examples are a few videos of each label, in a
+folder per label: they correct what the label's text says, without training.
 
 CSV (--output x.csv) has the columns video, start, end, label, score, similarity, error, warning: one row for each of
 the best labels of a video, best first, or for each segment, with its start and end in seconds; the similarity is the

