@@ -96,6 +96,7 @@ def embed_all(
     with only_run(output):
         record = scorer.record()
         _check_same(output, record)
+        items = items.select(ITEM_SCHEMA.names).cast(ITEM_SCHEMA)
         items = items.append_column("item", pa.array(range(len(items)), pa.int64()))
         done = _Done(output, record)
         replaced = done.drop_stale(items, retry, prune)
