@@ -25,6 +25,7 @@ import torch
 from .feature_cache import reading_version, video_features_key
 from .loading import fold_experts, load_pipeline
 from .processing import ZeroShotVideoClassificationPipeline
+from .processing.answers import AnswerOptions, score_labels
 from .processing.class_names import parse_candidates
 from .processing.prompts import get_prompt_set
 from .processing.reading import (
@@ -43,7 +44,7 @@ from .processing.windows import WINDOW_OPTIONS, WindowEncoder, WindowReader, Win
 from .shards import RECORD_FORMAT
 from .video_features import embed_frames, embed_videos
 
-RESULT_COLUMNS = ("start", "end", "embedding", "scores", "error", "warning")
+SCORING = ("calibration", "modulation_scope", "modulation_temperature", "modulation_top_k")  # of the model's config
 
 
 class Scored(NamedTuple):
@@ -189,6 +190,7 @@ class VideoScorer:
         """What made the rows, for `shards.write_record`."""
         from . import __version__
 
+        config = self.ready.model.config
         described = {name: texts for name, texts in (self.candidates or {}).items() if texts}
         return {
             "format": RECORD_FORMAT,
@@ -198,6 +200,7 @@ class VideoScorer:
             "labels": self.labels,
             "descriptions": {name: list(texts) for name, texts in described.items()},
             "prompts": None if self.candidates is None else list(self.prompts),
+            "scoring": None if self.candidates is None else {name: getattr(config, name) for name in SCORING},
             "window": self.window,
             "stride": None if self.window is None else self.stride,
             "reading": self.reading,
@@ -283,11 +286,11 @@ class _Ready:
     """What a scorer works with in one process: the model, what its labels became, and the processes that read."""
 
     def __init__(self, scorer: VideoScorer) -> None:
-        classify, self.key = _load(scorer.model, scorer.device)
-        self.model, self.video_processor = classify.model, classify.processor.video_processor
+        self.classify, self.key = _load(scorer.model, scorer.device)
+        self.model, self.video_processor = self.classify.model, self.classify.processor.video_processor
         self.dim = self.model.config.projection_dim
         self.class_embeds = (
-            None if scorer.candidates is None else classify.class_features(scorer.candidates, scorer.prompts)
+            None if scorer.candidates is None else self.classify.class_features(scorer.candidates, scorer.prompts)
         )
         own_frames = self.video_processor.frames_per_clip(self.model.config)
         self.num_frames = scorer.reading.get("num_frames", own_frames or self.model.config.num_frames)
@@ -298,11 +301,14 @@ class _Ready:
             self.reader = _WindowsOfFile(WindowReader(self.video_processor, self.num_frames, *settings))
         self.processes = ReadingProcesses(self.reader, scorer.num_workers)
 
-    @staticmethod
-    def rows(embeds: torch.Tensor, logits: torch.Tensor | None) -> dict[str, np.ndarray]:
+    def rows(self, embeds: torch.Tensor, logits: torch.Tensor | None) -> dict[str, np.ndarray]:
         """Embeddings [b, d], and scores [b, c] if there are labels, by the names of `Scored`."""
         rows = {"embeds": embeds.numpy()}
-        return rows if logits is None else rows | {"scores": logits.softmax(-1).numpy()}
+        if logits is None:
+            return rows
+        scale, calibration = self.classify.logit_scale, self.classify.calibration
+        scores, _ = score_labels(logits / scale, scale, calibration, AnswerOptions())
+        return rows | {"scores": scores.float().numpy()}
 
 
 @dataclass
@@ -397,4 +403,4 @@ def _with_columns(table: pa.Table, columns: Mapping[str, list[Any]], dim: int) -
     return table
 
 
-__all__ = ["RESULT_COLUMNS", "Scored", "VideoScorer"]
+__all__ = ["Scored", "VideoScorer"]

@@ -13,7 +13,7 @@ One row per video, or per window of a video (`SHARD_COLUMNS`, in this order):
 | mtime | int64 or null | time of the last change, nanoseconds since 1970; null if the place does not say |
 | start, end | float64 or null | seconds; both null for a whole video, end null for a part up to the video's end |
 | embedding | fixed_size_list<float>[d] or null | L2-normalised video feature, without modulation; null with an error |
-| scores | list<float> or null | a score per label, in the order of `labels` in embeddings.json; their sum is 1 |
+| scores | list<float> or null | a score per label, as the pipeline's, in the order of `labels` in embeddings.json |
 | error | string or null | why the file could not be read; `embedding` and `scores` are null then |
 | warning | string or null | what was wrong with it, such as that it breaks off |
 
@@ -40,7 +40,8 @@ RECORD_NAME = "embeddings.json"
 RECORD_FORMAT = 1  # counts up if a reader of this version could not read what is written
 SHARD_COLUMNS = ("path", "size", "mtime", "start", "end", "embedding", "scores", "error", "warning")
 # What rows depend on: two runs write to one folder only if these are equal.
-SETTINGS = ("format", "key", "dim", "labels", "descriptions", "prompts", "window", "stride", "reading")
+SETTINGS = ("format", "key", "dim", "labels", "descriptions", "prompts", "scoring", "window", "stride", "reading")
+REQUIRED = ("format", "model", "key", "dim")  # of a record; what else it lacks is taken for null
 
 _SHARD_NAME = re.compile(r"part-(\d+)\.parquet")
 _METADATA_KEY = b"mote"
@@ -75,6 +76,7 @@ def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> N
         record: `format` (`RECORD_FORMAT`), `model` (its folder, absolute, or Hub id), `key` (fingerprint of what an
             embedding depends on, see `feature_cache.video_features_key`), `dim` (d), `labels` (a list, or null),
             `descriptions` ({label: texts} of those that are described), `prompts` (templates, or null without labels),
+            `scoring` (what of the model's config scores depend on, such as its calibration, or null without labels),
             `window` and `stride` (seconds, or null for whole videos), `reading` (the reading options that differ from
             the processor's own) and `versions` (of packages and of the reading code, by name).
 
@@ -96,7 +98,7 @@ def read_record(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no {RECORD_NAME}: make it with `mote embed`.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        known = isinstance(record, dict) and all(name in record for name in SETTINGS)
+        known = isinstance(record, dict) and all(name in record for name in REQUIRED)
     except ValueError:
         known = False
     if not known:
@@ -148,9 +150,7 @@ def read_shard(
             "rows again."
         ) from error
     if record is not None and (other := other_settings(own, record)):
-        raise ValueError(
-            f"{path} was made with {other} than {RECORD_NAME} beside it says: remove one of them."
-        )
+        raise ValueError(f"{path} was made with {other} than {RECORD_NAME} beside it says: remove one of them.")
     return table
 
 
@@ -205,6 +205,7 @@ def other_settings(record: Mapping[str, Any], other: Mapping[str, Any]) -> str:
         "labels": "other labels",
         "descriptions": "other descriptions of labels",
         "prompts": "other prompts",
+        "scoring": "another calibration or modulation",
         "reading": "another choice of frames",
     }
     for name in SETTINGS:

@@ -1,10 +1,12 @@
 """One scorer under everything that calls it on batches: the pipeline's own numbers, whatever the batch is made of."""
 
 import concurrent.futures
+import json
 import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,11 +15,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 import torch.nn.functional as F
 
 from modeling_mote.bulk import VideoScorer
+from modeling_mote.bulk_run import embed_all
 from modeling_mote.loading import load_pipeline
 from modeling_mote.processing import MoTEVideoProcessor, classify_windows, decode_video
+from modeling_mote.processing.calibration import fit_calibration
+from modeling_mote.processing.listing import list_items
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "bulk.md"
 LABELS = ["red bar growing", "blue star spinning", "green cross moving left"]
@@ -127,6 +133,29 @@ def test_without_labels_and_with_other_frames(shapes_model, classify, videos):
     feature = F.normalize(F.normalize(views, dim=-1).mean(0), dim=-1)
     np.testing.assert_allclose(found["embedding"][0], feature.detach().numpy(), atol=1e-5)
     assert found["scores"] == [None]
+
+
+def test_scores_of_a_calibrated_checkpoint_are_its_pipelines(shapes_model, videos, tmp_path):
+    """And rows under another calibration are refused."""
+    cosines = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
+    calibration = fit_calibration(cosines, cosines.argmax(1)).to_dict()
+    for name in ("one", "other"):
+        shutil.copytree(shapes_model, tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        config["calibration"] = calibration
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        calibration = {**calibration, "temperature": 2 * calibration["temperature"]}
+    scorer = VideoScorer(str(tmp_path / "one"), LABELS, device="cpu")
+    scores = {row["label"]: row["score"] for row in load_pipeline(str(tmp_path / "one"), "cpu")(videos[0], LABELS)}
+    for options in ({}, {"window": 10.0}):
+        found = VideoScorer(str(tmp_path / "one"), LABELS, device="cpu", **options)({"path": videos[:1]})
+        np.testing.assert_allclose(found["scores"][0], [scores[label] for label in LABELS], atol=1e-5)
+    plain = VideoScorer(str(shapes_model), LABELS, device="cpu")({"path": videos[:1]})
+    assert np.abs(plain["scores"][0] - found["scores"][0]).max() > 1e-3
+    embed_all(scorer, list_items(videos), tmp_path / "out")
+    assert embed_all(scorer, list_items(videos), tmp_path / "out").before == 3
+    with pytest.raises(ValueError, match="was made with another calibration or modulation than this run has"):
+        embed_all(VideoScorer(str(tmp_path / "other"), LABELS), list_items(videos), tmp_path / "out")
 
 
 def die_of(name: str, times: int, monkeypatch, tmp_path: Path) -> None:
