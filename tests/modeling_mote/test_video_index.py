@@ -118,7 +118,7 @@ def large(tmp_path_factory) -> Path:
     for number in range(4):
         put(folder / "features", number, unit(500, number))
     built = build_index(folder / "my.index", [folder / "features"], **LISTS)
-    assert built.contents.lists["kind"] == "RR16,IVF64,SQ8" and built.contents.listed_rows == 2000
+    assert built.contents.lists["kind"] == "RR16,IVF128,SQ8" and built.contents.listed_rows == 2000
     assert min(built.recall) >= 0.95
     return folder
 
@@ -196,11 +196,11 @@ def test_too_much_change_makes_it_anew(copy):
 
 def test_very_many_rows_are_kept_smaller(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
-    assert list_kind(10_000_000, 512) == "RR512,IVF8192,SQ8" and list_kind(20_000_000, 512) == "RR512,IVF8192,PQ128"
+    assert list_kind(10_000_000, 512) == "RR512,IVF16384,SQ8" and list_kind(20_000_000, 512) == "RR512,IVF16384,PQ128"
     monkeypatch.setattr("modeling_mote.nearest_rows.COARSE_ROWS", 1000)
     put(tmp_path / "features", 0, unit(1500, 0))
     built = build_index(tmp_path / "my.index", [tmp_path / "features"], **LISTS)
-    assert built.contents.lists["kind"] == "RR16,IVF64,PQ4" and min(built.recall) > 0.5
+    assert built.contents.lists["kind"] == "RR16,IVF128,PQ4" and min(built.recall) > 0.5
 
 
 def test_windows_that_touch_are_one_answer(tmp_path):
