@@ -11,17 +11,18 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from .batches import Scored, columns_of, parts_of, rows_of, with_columns
 from .feature_cache import reading_version, video_features_key
 from .loading import fold_experts, load_pipeline
 from .processing import ZeroShotVideoClassificationPipeline
@@ -45,24 +46,6 @@ from .shards import RECORD_FORMAT
 from .video_features import embed_frames, embed_videos
 
 SCORING = ("calibration", "modulation_scope", "modulation_temperature", "modulation_top_k")  # of the model's config
-
-
-class Scored(NamedTuple):
-    """What one video, or part of one, gave.
-
-    Attributes:
-        spans: (start, end) in seconds of each of its n rows: of the video or part as it was asked for, or of windows.
-        embeds: float32 [n, d], L2-normalised; None with an error.
-        scores: float32 [n, c]; None with an error, and without labels.
-        error: Why it could not be read.
-        warning: What was wrong with it.
-    """
-
-    spans: list[tuple[float | None, float | None]]
-    embeds: np.ndarray | None = None
-    scores: np.ndarray | None = None
-    error: str | None = None
-    warning: str | None = None
 
 
 class VideoScorer:
@@ -143,9 +126,9 @@ class VideoScorer:
         """
         if isinstance(batch, pa.Table):
             return pa.concat_tables([self._attach(batch.slice(0, 0), []), *self.tables(batch)])
-        columns = _columns(batch)
-        results = [result for _, result in self.score(_parts(columns, self.window is not None))]
-        rows, scored = _rows(results, self.window is not None)
+        columns = columns_of(batch)
+        results = [result for _, result in self.score(parts_of(columns, self.window is not None))]
+        rows, scored = rows_of(results, self.window is not None)
         if hasattr(batch, "iloc"):
             return batch.iloc[rows].reset_index(drop=True).assign(**scored)
         return {name: [values[row] for row in rows] for name, values in columns.items()} | scored
@@ -162,7 +145,7 @@ class VideoScorer:
         Raises:
             ValueError: See `__call__`.
         """
-        parts = _parts(table.to_pydict(), self.window is not None)
+        parts = parts_of(table.to_pydict(), self.window is not None)
         given, results = 0, []
         for index, result in self.score(parts):
             results.append(result)
@@ -171,8 +154,8 @@ class VideoScorer:
                 given, results = index + 1, []
 
     def _attach(self, table: pa.Table, results: Sequence[Scored]) -> pa.Table:
-        rows, scored = _rows(results, self.window is not None)
-        return _with_columns(table.take(pa.array(rows, pa.int64())), scored, self.ready.dim)
+        rows, scored = rows_of(results, self.window is not None)
+        return with_columns(table.take(pa.array(rows, pa.int64())), scored, self.ready.dim)
 
     @property
     def ready(self) -> "_Ready":
@@ -336,71 +319,4 @@ def _load(model: str, device: str | None) -> tuple[ZeroShotVideoClassificationPi
     return classify, key
 
 
-# ------------------------------------------------------------------------------------------------------------- batches
-
-
-def _columns(batch: Any) -> dict[str, list[Any]]:
-    """The columns of a batch as lists, whatever kind it is."""
-    if isinstance(batch, pa.Table):
-        return batch.to_pydict()
-    if hasattr(batch, "iloc"):
-        return {name: batch[name].tolist() for name in batch.columns}
-    if not isinstance(batch, Mapping):
-        raise ValueError(
-            f"A batch is a dict of columns, an Arrow table or a DataFrame; this is a {type(batch).__name__}."
-        )
-    return {name: list(batch[name]) for name in batch}
-
-
-def _parts(columns: Mapping[str, list[Any]], with_windows: bool) -> list[VideoPart]:
-    """The videos that a batch names."""
-    names = [name for name in ("video", "bytes", "path") if name in columns]
-    if not names:
-        raise ValueError(
-            f"A batch needs a column path, bytes or video; this one has {', '.join(columns) or 'no column'}."
-        )
-    length = len(columns[names[0]])
-    times = [columns.get(name, [None] * length) for name in ("start", "end")]
-    times = [[None if time is None or time != time else float(time) for time in column] for column in times]
-    if with_windows and any(time is not None for column in times for time in column):
-        raise ValueError("Rows with start or end are parts of videos, which are not cut in windows: leave one out.")
-    parts = []
-    for row, (start, end) in enumerate(zip(*times, strict=True)):
-        video = next((columns[name][row] for name in names if columns[name][row] is not None), None)
-        path = columns["path"][row] if "path" in columns else None
-        name = video if isinstance(video, str) else path or (video.get("path") if isinstance(video, Mapping) else None)
-        parts.append(VideoPart({} if video is None else video, str(name or f"row {row}"), start, end))
-    return parts
-
-
-def _rows(results: Sequence[Scored], with_windows: bool) -> tuple[list[int], dict[str, list[Any]]]:
-    """Which row of a batch each row of the results comes from, and the columns of results."""
-    rows = [row for row, result in enumerate(results) for _ in result.spans]
-    each = [results[row] for row in rows]
-    embeds = [embed for result in results for embed in _per_row(result.embeds, result)]
-    scores = [score for result in results for score in _per_row(result.scores, result)]
-    columns = {"embedding": embeds, "scores": scores}
-    columns |= {"error": [result.error for result in each], "warning": [result.warning for result in each]}
-    if with_windows:
-        spans = [span for result in results for span in result.spans]
-        columns = {"start": [start for start, _ in spans], "end": [end for _, end in spans]} | columns
-    return rows, columns
-
-
-def _per_row(values: np.ndarray | None, result: Scored) -> Sequence[Any]:
-    return [None] * len(result.spans) if values is None else list(values)
-
-
-def _with_columns(table: pa.Table, columns: Mapping[str, list[Any]], dim: int) -> pa.Table:
-    """A table with columns of results, which replace those of their names."""
-    kinds = {"embedding": pa.list_(pa.float32(), dim), "scores": pa.list_(pa.float32())}
-    kinds |= {"start": pa.float64(), "end": pa.float64()}
-    for name, values in columns.items():
-        field = pa.field(name, kinds.get(name, pa.string()))
-        column = pa.array(values, field.type)
-        place = table.schema.get_field_index(name)
-        table = table.append_column(field, column) if place < 0 else table.set_column(place, field, column)
-    return table
-
-
-__all__ = ["Scored", "VideoScorer"]
+__all__ = ["VideoScorer"]
