@@ -139,7 +139,7 @@ def answer(
         options: what the answer holds; every label, by softmax, by default.
 
     Returns:
-        rows `{"label", "score", "similarity"}`; the similarity of "none of these" is None.
+        rows `{"score", "label", "similarity"}`; the similarity of "none of these" is None.
 
     Raises:
         ValueError: as `AnswerOptions.check`.
@@ -153,11 +153,11 @@ def answer(
             options.coverage
         )
     found = zip(labels, scores[0].tolist(), similarities.tolist(), kept.tolist(), strict=True)
-    rows = [{"label": label, "score": score, "similarity": cosine} for label, score, cosine, keep in found if keep]
+    rows = [{"score": score, "label": label, "similarity": cosine} for label, score, cosine, keep in found if keep]
     # Softmax and sigmoid keep the order of similarities, also where scores round to the same number.
     rows.sort(key=lambda row: -row["similarity"])
     if none is not None:
-        rows.append({"label": UNKNOWN, "score": float(none[0]), "similarity": None})
+        rows.append({"score": float(none[0]), "label": UNKNOWN, "similarity": None})
         rows.sort(key=lambda row: -row["score"])
     least = -math.inf if options.threshold is None else options.threshold
     return [row for row in rows if not row["score"] < least][: options.top_k]

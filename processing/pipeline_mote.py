@@ -86,7 +86,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
                 as in every pipeline. All of these, and the labels, can be given when the pipeline is made.
 
         Returns:
-            A list of `{"label", "score", "similarity"}`, best first, the scores over all rows summing to 1 unless the
+            A list of `{"score", "label", "similarity"}`, best first, the scores over all rows summing to 1 unless the
             options say otherwise, the similarity a cosine; for several videos a list of such lists, in order; for
             torch datasets and generators, an iterator over them. A checkpoint with a calibration gives scores that
             are probabilities, see `calibration`.

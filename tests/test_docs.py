@@ -118,7 +118,8 @@ def test_python_snippets(folder):
 
 def test_first_snippet_prints_a_label_with_its_score(folder):
     assert re.search(
-        r"\{'score': 0\.\d+, 'label': '[\w ]+'\}", run([sys.executable, "-c", PYTHON[0].values[0]], folder)
+        r"\{'score': 0\.\d+, 'label': '[\w ]+', 'similarity': -?0\.\d+\}",
+        run([sys.executable, "-c", PYTHON[0].values[0]], folder),
     )
 
 
