@@ -274,6 +274,12 @@ def test_what_makes_no_sense_is_said(embed, tmp_path, sources, message):
     assert not list_shards(tmp_path / "out")
 
 
+def test_without_ray_the_engine_says_what_to_install(embed, videos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = embed(videos, "--output", tmp_path / "out", "--engine", "ray", code=1)
+    assert said == 'error: The engine ray needs Ray: pip install "mote-transformers[ray]".'
+
+
 def readers(process: int, seconds: float = 1.0) -> list[int]:
     """Processes that a process has had for so long: those that read all the time, not one that reads a file again."""
     try:
