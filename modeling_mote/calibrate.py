@@ -53,7 +53,8 @@ def calibrate(
     accelerator = accelerator or Accelerator()
     loaded = load_model(model, classifier=True, device=accelerator.device)
     processor = load_processor(model)
-    rows: Any = load_videos(data, split, **({} if data_dir is None else {"data_dir": data_dir}))
+    options: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir}
+    rows: Any = load_videos(data, split, **options)
     clips = VideoClips(rows, processor.video_processor, processor.num_frames, "uniform")
     classes = encode_classes(loaded, processor, rows.features["label"].names)
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -266,8 +266,9 @@ class TrainingRun:
 
     def measure(self) -> dict[str, Any]:
         """Validate, fit what scores mean to the same clips, and save the model if it is the best so far."""
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.measured = validate(
-            self.weights, self.validation, self.accelerator, self.settings.batch_size, self.num_workers, kept := []
+            self.weights, self.validation, self.accelerator, self.settings.batch_size, self.num_workers, kept
         )
         self.weights.config.calibration = _calibration(kept)
         if self.measured["accuracy"] > self.best:

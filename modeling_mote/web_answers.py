@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +24,8 @@ from urllib.request import getproxies
 import numpy as np
 import torch
 
-from .processing import video_source
-from .processing.class_names import parse_candidates, parse_labels, unlike_words
+from .processing import AnswerOptions, ExampleSet, video_source
+from .processing.class_names import parse_candidates, parse_labels, to_words, unlike_words
 from .processing.reading import ProcessDied, ReadingProcesses, describe_death, recorded_warnings
 from .processing.timeline import merge_windows
 from .processing.video_size import measure_video
@@ -101,6 +101,22 @@ def hint(candidates: Mapping[str, Sequence[str]]) -> str | None:
     for name, words in unlike_words(name for name, texts in candidates.items() if not texts).items():
         return f"Labels are read as they are written: did you mean “{words}” rather than “{name}”?"
     return None
+
+
+def match_examples(files: Sequence[str], candidates: Mapping[str, Any]) -> dict[str, list[str]]:
+    """{label: files}, each by the label that its name begins with, the longest: `red_bar_1.mp4` shows "red bar".
+
+    Raises:
+        RefusedError: For a file whose name begins with no label.
+    """
+    found: dict[str, list[str]] = {}
+    for file in files:
+        words = f"{to_words(Path(file).stem)} ".casefold()
+        fitting = [label for label in candidates if words.startswith(f"{to_words(label)} ".casefold())]
+        if not fitting:
+            raise RefusedError(f"{Path(file).name} is named after no label: call an example `label 1.mp4`.")
+        found.setdefault(max(fitting, key=len), []).append(file)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ the reading process
@@ -248,8 +264,8 @@ class Answer:
         seconds: Its length.
         frames: What the model saw of it as a whole, uint8 [t, 3, h, w].
         times: When these are shown, in seconds.
-        rows: `{"label", "score", …}`, best first, as the pipeline gives them; of a video longer than a window, the
-            means over its windows.
+        rows: `{"label", "score", "similarity"}`, best first, as the pipeline gives them, "none of these" among them if
+            the checkpoint has a calibration; of a video longer than a window, the means over its windows.
         windows: Of a longer video, as `classify_windows` gives them; empty otherwise.
         num_windows: How many there will be.
         notes: What to tell the visitor.
@@ -294,8 +310,10 @@ class Answers:
         context.set_forkserver_preload(["modeling_mote.web_answers"])
         self.processes = [ReadingProcesses(reader, 1, context) for _ in range(concurrency)]
         self.free: queue.SimpleQueue[ReadingProcesses] = queue.SimpleQueue()
+        for jobs in ([], [Job("", "nothing")]):  # all start at once, then all are there, before the first visitor
+            for each in self.processes:
+                deque(each.read(jobs), maxlen=0)
         for each in self.processes:
-            deque(each.read([]), maxlen=0)  # starts it, so that the first visitor need not wait
             self.free.put(each)
 
     def close(self) -> None:
@@ -304,7 +322,11 @@ class Answers:
             each.close()
 
     def __call__(
-        self, video: str, candidates: Mapping[str, Sequence[str]], name: str | None = None
+        self,
+        video: str,
+        candidates: Mapping[str, Sequence[str]],
+        name: str | None = None,
+        examples: Mapping[str, Sequence[str]] | None = None,
     ) -> Iterator[Answer]:
         """Classify a video; the same answer again and again, as more of it is known.
 
@@ -312,34 +334,37 @@ class Answers:
             video: A path or an http(s) URL.
             candidates: As `read_candidates` gives them.
             name: What messages call the video; its file name by default.
+            examples: {label: paths of videos that show it}, of some of the labels.
 
         Raises:
             RefusedError: If it can't be read, or is more than the limits allow; an `OutOfTimeError` if it takes too
                 long, after the part that was done in time.
         """
-        labels, encoder = tuple(candidates), WindowEncoder(self.classify.model, self.video_processor, self.num_frames)
+        scorer = self._scorer(candidates, examples)
+        encoder = WindowEncoder(self.classify.model, self.video_processor, self.num_frames)
         answer: Answer | None = None
+        video = str(video)  # no subclass of a web library, which a reading process would load
         job = Job(video, name or (video if video.startswith(HTTP) else Path(video).name))
         with closing(self.read(job)) as results:
             for result in results:
                 if isinstance(result, Seen):
                     answer = Answer(job.name, result.seconds, result.frames, result.times)
+                    answer.notes += [note] if (note := hint(candidates)) else []
                     if result.seconds > self.window:
                         answer.num_windows = 1 + math.ceil((result.seconds - self.window) / self.stride)
                     else:
-                        answer.rows = self._rank({"pixel_values_videos": self._pixels(result.frames)}, candidates)[0]
-                    answer.notes += [note] if (note := hint(candidates)) else []
+                        answer.rows = scorer({"pixel_values_videos": self._pixels(result.frames)})[0]
                     yield answer
                     continue
                 assert answer is not None  # what is seen comes first
                 if isinstance(result, Note):
                     answer.notes.append(result.text)
                 else:
-                    ranked = self._rank({"frame_embeds": encoder(result)}, candidates)
-                    for (start, end), rows, thumbnail in zip(result.spans, ranked, result.thumbnails, strict=True):
+                    for window, rows in zip(_windows(result), scorer({"frame_embeds": encoder(result)}), strict=True):
                         scores = {row["label"]: row["score"] for row in rows}
-                        answer.windows.append({"start": start, "end": end, "scores": scores, "thumbnail": thumbnail})
-                    answer.rows = _mean(answer.windows, labels)
+                        similarities = {row["label"]: row["similarity"] for row in rows}
+                        answer.windows.append({**window, "scores": scores, "similarities": similarities})
+                    answer.rows = _mean(answer.windows)
                 yield answer
 
     def finish(self, *arguments: Any) -> Answer:
@@ -352,8 +377,9 @@ class Answers:
         Raises:
             RefusedError: As calls do.
         """
-        with closing(self.read(Job(video, name or Path(video).name, windows=False))) as results:
-            return next(result for result in results if isinstance(result, Seen))
+        job = Job(str(video), name or Path(video).name, windows=False)
+        (seen,) = [result for result in self.read(job) if isinstance(result, Seen)]
+        return seen
 
     def read(self, job: Job) -> Iterator[Seen | Windows | Note]:
         """What a reading process gives for a video, in time."""
@@ -361,9 +387,10 @@ class Answers:
         end = time.monotonic() + limit
         timer = threading.Timer(limit, processes.kill)
         timer.start()
+        refusal: Note | None = None
         try:
             with closing(processes.read([job])) as results:
-                for _, result in results:
+                for _, result in results:  # to its end, or else the process would be ended
                     if time.monotonic() > end:
                         raise OutOfTimeError(
                             f"{job.name} takes more than {limit:g} s of work: make it smaller or cut it."
@@ -371,27 +398,79 @@ class Answers:
                     if isinstance(result, ProcessDied):
                         raise RefusedError(describe_death(result, job.name))
                     if isinstance(result, Note) and result.refused:
-                        raise RefusedError(result.text)
-                    yield result
+                        refusal = result
+                    else:
+                        yield result
         finally:
             timer.cancel()
             timer.join()  # it must not end the next one's reading
             self.free.put(processes)
+        if refusal is not None:
+            raise RefusedError(refusal.text)
 
     def _pixels(self, frames: np.ndarray) -> torch.Tensor:
         pixels = torch.from_numpy(frames)[None].to(self.classify.device)
         return self.video_processor.normalize_pixels(pixels).to(self.classify.dtype)
 
-    def _rank(self, inputs: dict[str, torch.Tensor], candidates: Mapping[str, Sequence[str]]) -> list[list[dict]]:
-        """The rows of each video or window, as the pipeline ranks them."""
-        logits = self.classify.forward(inputs, candidate_labels=dict(candidates))["logits"]  # [b, c]
-        return [self.classify.postprocess({"logits": row[None]}, tuple(candidates)) for row in logits]
+    def _scorer(
+        self, candidates: Mapping[str, Sequence[str]], examples: Mapping[str, Sequence[str]] | None
+    ) -> Callable[[dict[str, torch.Tensor]], list[list[dict[str, Any]]]]:
+        """What gives the rows of each video or window, as the pipeline ranks them.
+
+        Raises:
+            RefusedError: For labels that mean nothing to the model, before any video is read, and for bad examples.
+        """
+        labels, options = tuple(candidates), AnswerOptions(unknown=self.classify.calibration is not None)
+        try:
+            options.check(labels, self.classify.calibration)
+            self.classify.class_features(dict(candidates))
+            shown = None if not examples else self._example_set(examples)
+        except RefusedError:
+            raise
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+
+        def rank(inputs: dict[str, torch.Tensor]) -> list[list[dict[str, Any]]]:
+            logits = self.classify.forward(inputs, candidate_labels=dict(candidates), examples=shown)[
+                "logits"
+            ]  # [b, c]
+            return [self.classify.postprocess({"logits": row[None]}, labels, options) for row in logits]
+
+        return rank
+
+    def _example_set(self, examples: Mapping[str, Sequence[str]]) -> ExampleSet:
+        """Examples, of what reading processes see of them."""
+        count = sum(map(len, examples.values()))
+        if count > self.limits.max_examples:
+            raise RefusedError(f"{count} examples were given: this app takes up to {self.limits.max_examples}.")
+        with torch.no_grad():
+            features = {
+                label: torch.cat(
+                    [
+                        self.classify.model.get_frame_features(self._pixels(self.see(video).frames)).pooler_output
+                        for video in videos
+                    ]
+                )
+                for label, videos in examples.items()
+            }  # [k, t, d]
+        return ExampleSet.from_features(self.classify.model, features)
 
 
-def _mean(windows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Mean scores over windows, best first."""
-    means = {label: sum(each["scores"][label] for each in windows) / len(windows) for label in labels}
-    return [{"label": label, "score": score} for label, score in sorted(means.items(), key=lambda item: -item[1])]
+def _windows(read: Windows) -> Iterator[dict[str, Any]]:
+    """Start, end and thumbnail of each window."""
+    for (start, end), thumbnail in zip(read.spans, read.thumbnails, strict=True):
+        yield {"start": start, "end": end, "thumbnail": thumbnail}
+
+
+def _mean(windows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean scores and similarities over windows, best first."""
+    rows = []
+    for label in windows[0]["scores"]:
+        similarities = [each["similarities"][label] for each in windows]
+        score = sum(each["scores"][label] for each in windows) / len(windows)
+        similarity = None if None in similarities else sum(similarities) / len(windows)  # of "none of these"
+        rows.append({"label": label, "score": score, "similarity": similarity})
+    return sorted(rows, key=lambda row: -row["score"])
 
 
 __all__ = [
@@ -403,5 +482,6 @@ __all__ = [
     "VisitorReader",
     "check_candidates",
     "check_megabytes",
+    "match_examples",
     "read_candidates",
 ]

@@ -27,7 +27,8 @@ from .processing.class_names import to_words
 from .processing.label_sets import read_label_file
 from .processing.sources import find_videos
 from .processing.timeline import plot_timeline
-from .web_answers import VIEW, Answer, Answers, OutOfTimeError, RefusedError, read_candidates
+from .processing.video_source import HTTP
+from .web_answers import VIEW, Answer, Answers, OutOfTimeError, RefusedError, match_examples, read_candidates
 from .web_http import describe_limits
 
 SHOWN = 20  # labels as bars; the others are in a list that can be searched
@@ -224,6 +225,16 @@ def csv_text(file: str | None, text: str | None) -> str:
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
+class Upload(gr.File):
+    """`gr.File`, but for the empty temporary file that it leaves behind with every one that it gives."""
+
+    def preprocess(self, payload: Any) -> Any:
+        """The path of the upload, or the paths."""
+        if payload is None:
+            return None
+        return payload.path if self.file_count == "single" else [each.path for each in payload]
+
+
 class Page:
     """What happens when a visitor clicks. It keeps nothing between clicks.
 
@@ -234,13 +245,15 @@ class Page:
     def __init__(self, answers: Answers) -> None:
         self.answers, self.limits = answers, answers.limits
 
-    def classify(self, video: str | None, text: str | None, progress: Any) -> Iterator[tuple]:
+    def answer(
+        self, video: str | None, text: str | None, examples: list[str] | None, progress: Any
+    ) -> Iterator[tuple]:
         """The panel, the frames and the timeline, more and more of them; a problem is shown in the panel."""
         hidden, answer = gr.Image(visible=False), None
         yield "", None, hidden, gr.Image(visible=False)  # no old result beside a new error
         try:
             progress(0, desc="Reading the video")
-            for answer in self._answers(video, text):
+            for answer in self._answers(video, text, examples):
                 if answer.num_windows:
                     done = (len(answer.windows), answer.num_windows)
                     progress(done, desc="Scoring window by window", unit="windows")
@@ -258,10 +271,11 @@ class Page:
             timeline = gr.Image(_draw(plot_timeline(answer.windows)), visible=True)
             yield show(answer), pictures(answer.frames, answer.times), timeline, hidden
 
-    def _answers(self, video: str | None, text: str | None) -> Iterator[Answer]:
+    def _answers(self, video: str | None, text: str | None, examples: Sequence[str] | None = None) -> Iterator[Answer]:
         if video is None:
             raise RefusedError("No video was given: drop one first.")
-        yield from self.answers(video, read_candidates(text, self.limits))
+        candidates = read_candidates(text, self.limits)
+        yield from self.answers(video, candidates, examples=match_examples(examples or (), candidates))
 
     def why(self, video: str | None, text: str | None, label: str | None) -> tuple[Any, str]:
         """The picture of `explain` for a label, the best one if none is named; and a problem."""
@@ -278,22 +292,36 @@ class Page:
         caption = f"Why “{why.label}”"
         return gr.Image(_draw(why.plot()), visible=True, label=caption), ""
 
-    def api(self, video: str, labels: str) -> dict[str, Any]:
-        """Score a video against labels.
+    def classify(self, video: str, labels: str) -> dict[str, Any]:
+        """Score a video file against labels.
 
         Args:
             video: The video file.
             labels: Labels with commas or line breaks between them; a line `name: description` describes one.
 
         Returns:
-            `scores`, a list of {label, score}, best first; `segments`, for a video longer than a window, a list of
-            {start, end, label, score}; and `notes` on what to know about the file.
+            `scores`, a list of {label, score, similarity}, best first; `segments`, for a video longer than a window, a
+            list of {start, end, label, score}; and `notes` on what to know about the file.
         """
         try:
             answer = deque(self._answers(video, labels), maxlen=1)[0]
         except (ValueError, OSError) as error:
             raise gr.Error(html.escape(" ".join(str(error).split())), print_exception=False) from error
         return {"scores": answer.rows, "segments": answer.segments, "notes": answer.notes}
+
+    def classify_url(self, url: str, labels: str) -> dict[str, Any]:
+        """Score the video at a public http(s) address against labels.
+
+        Args:
+            url: Address of the video file.
+            labels: Labels with commas or line breaks between them; a line `name: description` describes one.
+
+        Returns:
+            As `classify`.
+        """
+        if not url.startswith(HTTP):
+            raise gr.Error("url must be the http(s) address of a video.", print_exception=False)
+        return self.classify(url, labels)
 
 
 def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), keep_seconds: int = 3600) -> gr.Blocks:
@@ -309,21 +337,27 @@ def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), k
         The page, to `launch` with `css=CSS` and `max_file_size=`.
     """
     page, config = Page(answers), answers.classify.model.config
+    none = ' and "none of these"' if answers.classify.calibration is not None else ""
     known = list(config.id2label.values())[:3] if config.training_classes_set else []
 
-    def on_click(video: str | None, text: str | None, progress=gr.Progress()) -> Iterator[tuple]:  # noqa: B008
-        yield from page.classify(video, text, progress)
+    def on_click(
+        video: str | None,
+        text: str | None,
+        shown: list[str] | None,
+        progress=gr.Progress(),  # noqa: B008
+    ) -> Iterator[tuple]:
+        yield from page.answer(video, text, shown, progress)
 
     with gr.Blocks(title="MoTE", analytics_enabled=False, delete_cache=(keep_seconds, keep_seconds)) as blocks:
         gr.Markdown(
             "# MoTE: which of these labels fits the video?\n"
             f"Model: **{html.escape(model_name)}**, {answers.num_frames} frames per clip. The scores are over the "
-            f"labels that you type, and add up to 1. A video of more than {answers.window:g} s is scored in windows "
-            f"of {answers.window:g} s. {describe_limits(answers.limits)}"
+            f"labels that you type{none}, and add up to 1. A video of more than {answers.window:g} s is scored in "
+            f"windows of {answers.window:g} s. {describe_limits(answers.limits)}"
         )
         with gr.Row():
             with gr.Column():
-                video = gr.File(
+                video = Upload(
                     label="Video", file_types=["video", ".mkv", ".avi", ".ts", ".y4m"], height=140, elem_id="video"
                 )
                 player = gr.HTML(elem_id="preview")
@@ -337,6 +371,9 @@ def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), k
                 with gr.Row():
                     button = gr.Button("Classify", variant="primary")
                     file = gr.UploadButton("Labels from a file", file_types=[".csv", ".txt"], size="md")
+                with gr.Accordion("Example clips of your labels", open=False):
+                    gr.Markdown("Each named after its label, such as `archery 1.mp4`. A few per label help most.")
+                    shown = Upload(show_label=False, file_count="multiple", height=120, elem_id="shown")
                 if examples:
                     gr.Markdown("Or click an example:")
                     with gr.Row(elem_id="examples"):
@@ -366,7 +403,7 @@ def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), k
         button.click(None, js=SCROLL)
         button.click(
             on_click,
-            [video, text],
+            [video, text, shown],
             [result, frames, timeline, why],
             show_progress_on=result,
             trigger_mode="always_last",  # a click while a timeline is computed counts once that is done
@@ -374,8 +411,20 @@ def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), k
         )
         ask.click(page.why, [video, text, label], [why, problem], show_progress_on=ask, api_visibility="private")
         file.upload(csv_text, [file, text], text, api_visibility="private")
+        address, found = gr.Textbox(visible=False), gr.JSON(visible=False)
         gr.Button(visible=False).click(
-            page.api, [video, text], gr.JSON(visible=False), api_name="classify", api_description=page.api.__doc__
+            page.classify_url,
+            [address, text],
+            found,
+            api_name="classify_url",
+            api_description=page.classify_url.__doc__,
+        )
+        gr.Button(visible=False).click(
+            page.classify,
+            [video, text],
+            found,
+            api_name="classify",
+            api_description=page.classify.__doc__,
         )
     return blocks.queue(max_size=32, default_concurrency_limit=answers.concurrency)
 

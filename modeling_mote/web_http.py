@@ -42,7 +42,10 @@ class Score(BaseModel):
     """A label and how well it fits beside the others."""
 
     label: str
-    score: float = Field(description="from 0 to 1; all labels' add up to 1")
+    score: float = Field(
+        description="from 0 to 1; all add up to 1, with “none of these” if the checkpoint has a calibration"
+    )
+    similarity: float | None = Field(description="cosine of the video and the label; null for “none of these”")
 
 
 class Segment(BaseModel):
@@ -197,7 +200,7 @@ def _answer(
     return Classified(
         model=model_name,
         seconds=answer.seconds,
-        scores=[Score(label=row["label"], score=row["score"]) for row in answer.rows[:top_k]],
+        scores=[Score(**row) for row in answer.rows[:top_k]],
         segments=[Segment(**segment) for segment in answer.segments],
         notes=answer.notes,
     )

@@ -17,6 +17,7 @@ class Limits:
         max_labels: Labels, and texts that describe labels, at a time.
         max_letters: Letters of a label.
         max_text_letters: Letters of a text that describes a label.
+        max_examples: Example videos that show labels, at a time.
         max_working_seconds: Time for reading and scoring a video, or for a request to arrive; then the work stops.
         max_waiting: HTTP requests that wait for their turn; more are told to come again.
     """
@@ -28,6 +29,7 @@ class Limits:
     max_labels: int = field(default=1000, metadata={"help": "more labels are refused"})
     max_letters: int = field(default=200, metadata={"help": "longer labels are refused"})
     max_text_letters: int = field(default=1000, metadata={"help": "longer descriptions of labels are refused"})
+    max_examples: int = field(default=64, metadata={"help": "more example videos are refused"})
     max_working_seconds: float = field(default=120.0, metadata={"help": "reading and scoring ends after so much work"})
     max_waiting: int = field(default=32, metadata={"help": "more HTTP requests that wait are told to come again"})
 

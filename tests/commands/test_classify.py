@@ -221,7 +221,9 @@ def test_examples_are_a_folder_per_label_or_a_saved_set(call, model, classify, f
     (root / "left" / "1.mp4").write_bytes(b"no video")
     code, _, errors = call(bright, "--model", model, "--examples", root)
     assert code == 1 and re.search(r"error: an example can't be read: .*left/1\.mp4", errors)
-    code, _, errors = call(bright, "--model", model, "--examples", tmp_path / "few.safetensors", "--labels", "left,archery")
+    code, _, errors = call(
+        bright, "--model", model, "--examples", tmp_path / "few.safetensors", "--labels", "left,archery"
+    )
     assert code == 1 and "label 'right turn' is not among the 2 candidate labels" in errors
 
 
