@@ -226,16 +226,13 @@ class VideoScorer:
     ) -> Iterator[tuple[int, Scored]]:
         ready = self.ready
         read = [torch.from_numpy(reading.pixels) for _, reading in batch if reading.pixels is not None]
-        rows = (
-            ready.rows(*embed_videos(ready.model, ready.video_processor, read, ready.class_embeds)) if read else None
-        )
-        place = 0
+        rows: Iterator[tuple[np.ndarray, np.ndarray | None]] = iter(())
+        if read:
+            rows = ready.rows(*embed_videos(ready.model, ready.video_processor, read, ready.class_embeds))
         for index, reading in batch:
-            result = Scored([(parts[index].start, parts[index].end)], error=reading.error, warning=reading.warning)
-            if rows is not None and reading.pixels is not None:
-                result = result._replace(**{name: each[place : place + 1] for name, each in rows.items()})
-                place += 1
-            yield index, result
+            embeds, scores = (None, None) if reading.pixels is None else next(rows)
+            span = parts[index].start, parts[index].end
+            yield index, Scored([span], embeds, scores, reading.error, reading.warning)
 
     def _score_windows(self, parts: Sequence[VideoPart]) -> Iterator[tuple[int, Scored]]:
         for index, pieces in groupby(self.ready.processes.read(parts), key=itemgetter(0)):
@@ -251,17 +248,18 @@ class VideoScorer:
         ready = self.ready
         encoder = WindowEncoder(ready.model, ready.video_processor, ready.num_frames)
         spans: list[tuple[float | None, float | None]] = []
-        rows: list[dict[str, np.ndarray]] = []
+        rows: list[tuple[np.ndarray, np.ndarray | None]] = []
         for _, piece in pieces:
             if isinstance(piece, ProcessDied):
                 return piece
             if isinstance(piece, Reading):  # the last
                 if piece.error is not None:
                     return Scored([(None, None)], error=piece.error)
-                columns = {name: np.concatenate([each[name] for each in rows]) for name in rows[0]}
-                return Scored(spans, **columns, warning=piece.warning)
+                scores = [each for _, each in rows if each is not None]
+                embeds = np.concatenate([each for each, _ in rows])
+                return Scored(spans, embeds, np.concatenate(scores) if scores else None, warning=piece.warning)
             spans += piece.spans
-            rows.append(ready.rows(*embed_frames(ready.model, encoder(piece), ready.class_embeds)))
+            rows += ready.rows(*embed_frames(ready.model, encoder(piece), ready.class_embeds))
         raise AssertionError("the last piece of a video is a Reading")
 
 
@@ -284,14 +282,16 @@ class _Ready:
             self.reader = _WindowsOfFile(WindowReader(self.video_processor, self.num_frames, *settings))
         self.processes = ReadingProcesses(self.reader, scorer.num_workers)
 
-    def rows(self, embeds: torch.Tensor, logits: torch.Tensor | None) -> dict[str, np.ndarray]:
-        """Embeddings [b, d], and scores [b, c] if there are labels, by the names of `Scored`."""
-        rows = {"embeds": embeds.numpy()}
+    def rows(
+        self, embeds: torch.Tensor, logits: torch.Tensor | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Embedding [1, d] of each of b videos or windows, and its scores [1, c] if there are labels."""
         if logits is None:
-            return rows
+            yield from ((embed[None], None) for embed in embeds.numpy())
+            return
         scale, calibration = self.classify.logit_scale, self.classify.calibration
         scores, _ = score_labels(logits / scale, scale, calibration, AnswerOptions())
-        return rows | {"scores": scores.float().numpy()}
+        yield from zip(embeds.numpy()[:, None], scores.float().numpy()[:, None], strict=True)
 
 
 @dataclass

@@ -118,8 +118,11 @@ class ReadingProcesses:
                     worker.send(sent, items[sent])
                     sent += 1
             # An item that is not due has one result here at most; the next ones wait in its process.
-            busy = [each for each in self.workers if each.index is not None]
-            due = [each for each in busy if each.index == given or not held[each.index]]
+            due = [
+                each
+                for each in self.workers
+                if each.index is not None and (each.index == given or not held[each.index])
+            ]
             signs: list[Any] = [sign for worker in due for sign in worker.signs]
             ready = set(wait(signs))
             for number, worker in enumerate(self.workers):

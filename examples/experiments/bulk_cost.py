@@ -170,12 +170,15 @@ def stages_rows(work: Work) -> dict[str, float]:
     draw = np.random.default_rng(0).standard_normal((rows, scorer.ready.dim), np.float32)
     paths = [f"/videos/class {number % 400}/clip {number:08}.mp4" for number in range(rows)]
     numbers = pa.array(range(rows), pa.int64())
-    nothing = {name: pa.nulls(rows) for name in ("start", "end", "error", "warning", "scores")}
+    nothing = {name: pa.nulls(rows) for name in ("start", "end")}
     items = pa.table({"path": paths, "size": numbers, "mtime": numbers, **nothing})
     embeds = pa.FixedSizeListArray.from_arrays(draw.ravel(), scorer.ready.dim)
 
     def write(_: VideoScorer, todo: pa.Table) -> Any:
-        yield todo.append_column("embedding", embeds) if len(todo) else todo
+        empty = dict.fromkeys(("scores", "error", "warning"), pa.nulls(rows))
+        for name, column in {"embedding": embeds, **empty}.items():
+            todo = todo.append_column(name, column)
+        yield todo
 
     found["write shards: CPU-s"] = cpu_seconds(lambda: embed_all(scorer, items, output, engine=write)) / rows * 1000
     again = cpu_seconds(lambda: embed_all(scorer, items, output, engine=lambda *_: iter(())))
@@ -219,9 +222,21 @@ def engines_rows(work: Work) -> dict[str, float]:
 
 def workers_rows(work: Work) -> dict[str, float]:
     """How much faster two reading processes are than one."""
-    calls = {str(count): lambda count=count: work.embed(work.clips, num_workers=count) for count in (1, 2)}
+    calls = {f"embed {count}": lambda count=count: work.embed(work.clips, num_workers=count) for count in (1, 2)}
+    burns = range(20)  # what two cores give to two processes that share nothing, at the same time
+    calls |= {f"burn {count}": lambda count=count: list(read_in_processes(burn, burns, count)) for count in (1, 2)}
     seconds = alternated(calls, work.rounds, wall_seconds)
-    return {"videos per second with one": work.clips / seconds["1"], "two against one": seconds["1"] / seconds["2"]}
+    return {
+        "videos per second with one": work.clips / seconds["embed 1"],
+        "two against one": seconds["embed 1"] / seconds["embed 2"],
+        "two processes that only count against one, meanwhile": seconds["burn 1"] / seconds["burn 2"],
+    }
+
+
+def burn(_: int) -> None:
+    """About as much work as reading a clip."""
+    for _ in range(3_000_000):
+        pass
 
 
 def ray_rows(work: Work) -> dict[str, float]:
