@@ -225,14 +225,16 @@ def csv_text(file: str | None, text: str | None) -> str:
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-class Upload(gr.File):
-    """`gr.File`, but for the empty temporary file that it leaves behind with every one that it gives."""
+def tidy(upload: gr.File) -> gr.File:
+    """A component that gives paths, and leaves no empty temporary file behind for each, as Gradio's own way does."""
 
-    def preprocess(self, payload: Any) -> Any:
-        """The path of the upload, or the paths."""
+    def preprocess(payload: Any) -> Any:
         if payload is None:
             return None
-        return payload.path if self.file_count == "single" else [each.path for each in payload]
+        return payload.path if upload.file_count == "single" else [each.path for each in payload]
+
+    upload.preprocess = preprocess  # type: ignore[method-assign]  # a subclass would need a frontend of its own
+    return upload
 
 
 class Page:
@@ -357,8 +359,10 @@ def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), k
         )
         with gr.Row():
             with gr.Column():
-                video = Upload(
-                    label="Video", file_types=["video", ".mkv", ".avi", ".ts", ".y4m"], height=140, elem_id="video"
+                video = tidy(
+                    gr.File(
+                        label="Video", file_types=["video", ".mkv", ".avi", ".ts", ".y4m"], height=140, elem_id="video"
+                    )
                 )
                 player = gr.HTML(elem_id="preview")
                 text = gr.Textbox(
@@ -373,7 +377,7 @@ def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), k
                     file = gr.UploadButton("Labels from a file", file_types=[".csv", ".txt"], size="md")
                 with gr.Accordion("Example clips of your labels", open=False):
                     gr.Markdown("Each named after its label, such as `archery 1.mp4`. A few per label help most.")
-                    shown = Upload(show_label=False, file_count="multiple", height=120, elem_id="shown")
+                    shown = tidy(gr.File(show_label=False, file_count="multiple", height=120, elem_id="shown"))
                 if examples:
                     gr.Markdown("Or click an example:")
                     with gr.Row(elem_id="examples"):
