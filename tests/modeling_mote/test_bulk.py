@@ -70,6 +70,21 @@ def assert_rows(rows, expected):
         np.testing.assert_allclose(row["scores"], right[1], atol=1e-5)
 
 
+@pytest.fixture
+def page(shapes_model, videos, tmp_path, monkeypatch):
+    """`page("ray")`: the page's snippet for it, in a folder that holds what it names."""
+    for name, target in (
+        ("runs/moving_shapes/model", shapes_model),
+        ("my_videos/red/0.mp4", videos[0]),
+        ("my_videos/blue/0.mp4", videos[2]),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return {text.split()[1]: text for text in snippets}.__getitem__
+
+
 def rows_of(columns) -> list[dict]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -209,7 +224,7 @@ def test_under_processes_that_are_spawned(shapes_model, videos, expected):
     assert_rows([row for batch in batches for row in rows_of(batch)], expected)
 
 
-def test_under_daft(shapes_model, videos, expected):
+def test_under_daft(shapes_model, videos, expected, page):
     daft = pytest.importorskip("daft", reason="daft is absent: pip install daft")
     scorer = VideoScorer(str(shapes_model), LABELS, device="cpu")
     kind = daft.DataType.struct(
@@ -229,21 +244,16 @@ def test_under_daft(shapes_model, videos, expected):
 
     rows = daft.from_pydict({"path": videos})
     assert_rows(rows.select(daft.col("path"), Scores().score(rows["path"])).to_pylist(), expected)
+    names: dict = {}
+    exec(compile(page("daft"), str(PAGE), "exec"), names)
+    [row] = names["videos"].select(names["Embed"]()(daft.col("path"))).to_pylist()
+    np.testing.assert_allclose(row["embedding"], expected[0][0], atol=1e-5)
 
 
 @pytest.mark.slow
-def test_under_ray(shapes_model, videos, expected, tmp_path, monkeypatch):
+def test_under_ray(shapes_model, videos, expected, page):
     """Whatever form the batches have; and as docs/bulk.md shows it."""
     ray = pytest.importorskip("ray", reason="Ray is absent: pip install mote-transformers[ray]")
-    for name, target in (
-        ("runs/moving_shapes/model", shapes_model),
-        ("my_videos/red/0.mp4", videos[0]),
-        ("my_videos/blue/0.mp4", videos[2]),
-    ):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).symlink_to(target)
-    monkeypatch.chdir(tmp_path)
-    [snippet] = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         rows = ray.data.from_items([{"path": video} for video in videos])
@@ -252,7 +262,7 @@ def test_under_ray(shapes_model, videos, expected, tmp_path, monkeypatch):
             found = rows.map_batches(scorer, batch_format=form).take_all()
             assert_rows(sorted(found, key=lambda row: row["path"]), expected)
         names = {"VideoScorer": VideoScorer}
-        exec(compile(snippet, str(PAGE), "exec"), names)
+        exec(compile(page("ray"), str(PAGE), "exec"), names)
         found = {row["path"]: row["embedding"] for row in names["rows"].take_all()}
         np.testing.assert_allclose(found["my_videos/red/0.mp4"], expected[0][0], atol=1e-5)
         np.testing.assert_allclose(found["my_videos/blue/0.mp4"], expected[2][0], atol=1e-5)
