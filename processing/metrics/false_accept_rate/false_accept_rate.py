@@ -1,28 +1,10 @@
 """Negatives that pass where 95 % of the positives are kept."""
 
-from collections.abc import Sequence
-from typing import Any
-
-import datasets
-import evaluate
-
-from modeling_mote.processing.metrics import confidence
+from modeling_mote.processing.metrics import confidence, function_metric
 
 
-class FalseAcceptRate(evaluate.Metric):
-    """`evaluate` metric: share of negatives accepted where a share of the positives, 95 %, is kept."""
+class FalseAcceptRate(function_metric.FunctionMetric):
+    """`evaluate` metric: share of negatives above the highest threshold which keeps a share of the positives, 95 %."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = {
-            "predictions": datasets.Value("float64"),
-            "references": datasets.Value("int64"),
-        }
-        return evaluate.MetricInfo(
-            description="Share of negatives that pass the highest threshold which keeps a share of the positives.",
-            citation="",
-            inputs_description=confidence.false_accept_rate.__doc__ or "",
-            features=datasets.Features(features),
-        )
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[int], kept: float = 0.95) -> dict[str, Any]:
-        return confidence.false_accept_rate(predictions, references, kept)
+    function = staticmethod(confidence.false_accept_rate)
+    inputs = {"predictions": function_metric.NUMBER, "references": function_metric.INDEX}

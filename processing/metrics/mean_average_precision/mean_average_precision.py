@@ -1,28 +1,10 @@
 """Mean average precision of clips of several classes."""
 
-from collections.abc import Sequence
-from typing import Any
-
-import datasets
-import evaluate
-
-from modeling_mote.processing.metrics import confidence
+from modeling_mote.processing.metrics import confidence, function_metric
 
 
-class MeanAveragePrecision(evaluate.Metric):
+class MeanAveragePrecision(function_metric.FunctionMetric):
     """`evaluate` metric: mean over classes of the average precision; references are lists of class indices."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = {
-            "predictions": datasets.Sequence(datasets.Value("float64")),
-            "references": datasets.Sequence(datasets.Value("int64")),
-        }
-        return evaluate.MetricInfo(
-            description="Mean over classes of the area under the precision-recall curve, without interpolation.",
-            citation="",
-            inputs_description=confidence.mean_average_precision.__doc__ or "",
-            features=datasets.Features(features),
-        )
-
-    def _compute(self, predictions: Sequence[Sequence[float]], references: Sequence[Sequence[int]]) -> dict[str, Any]:
-        return confidence.mean_average_precision(predictions, references)
+    function = staticmethod(confidence.mean_average_precision)
+    inputs = {"predictions": function_metric.NUMBERS, "references": function_metric.INDICES}
