@@ -162,7 +162,8 @@ def explain(
         wanted = None if label is None else _index(labels, label, "label")
         pixels, seconds = _read(pipe, video, reading)
         views = pipe.processor.video_processor.normalize_pixels(pixels.to(pipe.device)).to(pipe.dtype)
-        cosines, scores = _score(pipe, views[None], classes, forward)
+        rows = {row["label"]: row for row in pipe.rank({"pixel_values_videos": views[None]}, **forward)[0]}
+        cosines = torch.tensor([rows[each]["similarity"] for each in labels])
         wanted = int(cosines.argmax()) if wanted is None else wanted
         if wanted == other:
             raise ValueError(f"label and against are both {labels[wanted]!r}: pass two labels")
@@ -180,7 +181,7 @@ def explain(
     return Explanation(
         label=labels[wanted],
         candidate_labels=labels,
-        score=scores[labels[wanted]],
+        score=rows[labels[wanted]]["score"],
         similarity=float(_beside(cosines, wanted, other)),
         against=None if other is None else labels[other],
         **arrays,
@@ -251,19 +252,6 @@ def _read(pipe: Any, video: Any, reading: dict[str, Any]) -> tuple[torch.Tensor,
 def _as_bytes(pixels: torch.Tensor, rescaled: bool) -> torch.Tensor:
     """Frames to look at, uint8; of arrays of floats, which may be from 0 to 1 if the processor does not rescale."""
     return pixels if pixels.dtype == torch.uint8 else (pixels * (1 if rescaled else 255)).round().clamp(0, 255).byte()
-
-
-@torch.no_grad()
-def _score(
-    pipe: Any, views: torch.Tensor, classes: torch.Tensor, forward: dict[str, Any]
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cosines of views [1, v, t, 3, h, w] with the classes, float32 [c]; and {label: score}, the pipeline's own."""
-    frames = pipe.model.get_frame_features(views).pooler_output
-    temporal = pipe.model.get_temporal_features(frames).last_hidden_state
-    logits, _, _ = pipe.model.score_modulated(frames, temporal, classes)
-    rows = pipe.postprocess(pipe.forward({"frame_embeds": frames}, **forward), forward["candidate_labels"])
-    cosines = logits[0].float() / pipe.model.logit_scale.float().exp()
-    return cosines.cpu(), {row["label"]: row["score"] for row in rows}
 
 
 def _beside(values: torch.Tensor, label: int, against: int | None) -> torch.Tensor:

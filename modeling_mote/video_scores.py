@@ -129,15 +129,15 @@ def _score(
     read = [torch.from_numpy(reading.pixels) for _, reading in batch if reading.pixels is not None]
     # Videos that were sampled by frames per second differ in length.
     stacks = [torch.stack(read)] if len({pixels.shape for pixels in read}) == 1 else [each[None] for each in read]
-    rows: list[torch.Tensor] = []
+    answers: list[list[dict[str, Any]]] = []
     for pixels in stacks:  # [b, (v), t, 3, h, w]
         inputs = classify.processor.video_processor.normalize_pixels(pixels.to(classify.device)).to(classify.dtype)
-        rows += classify.forward({"pixel_values_videos": inputs}, candidate_labels=labels, examples=examples)["logits"]
-    scored = iter(rows)
+        answers += classify.rank({"pixel_values_videos": inputs}, options, candidate_labels=labels, examples=examples)
+    scored = iter(answers)
     for index, reading in batch:
         result: Result = {"error": reading.error, "warning": reading.warning}
         if reading.pixels is not None:
-            scores = classify.postprocess({"logits": next(scored)[None]}, labels, options)
+            scores = next(scored)
             if any(math.isnan(row["score"]) for row in scores):
                 raise ValueError("The model gives scores that are no numbers: its weights are damaged.")
             result |= {"scores": scores, "frames": reading.num_frames, "seconds": reading.seconds}

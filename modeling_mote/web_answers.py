@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -430,13 +431,7 @@ class Answers:
         except ValueError as error:
             raise RefusedError(str(error)) from error
 
-        def rank(inputs: dict[str, torch.Tensor]) -> list[list[dict[str, Any]]]:
-            logits = self.classify.forward(inputs, candidate_labels=dict(candidates), examples=shown)[
-                "logits"
-            ]  # [b, c]
-            return [self.classify.postprocess({"logits": row[None]}, labels, options) for row in logits]
-
-        return rank
+        return partial(self.classify.rank, options=options, candidate_labels=dict(candidates), examples=shown)
 
     def _example_set(self, examples: Mapping[str, Sequence[str]]) -> ExampleSet:
         """Examples, of what reading processes see of them."""

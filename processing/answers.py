@@ -93,6 +93,7 @@ def score_labels(
     logit_scale: float,
     calibration: Calibration | None,
     options: AnswerOptions,
+    texts: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scores of all labels, and of none of them.
 
@@ -101,6 +102,8 @@ def score_labels(
         logit_scale: what the model multiplies cosines by: exp(`model.logit_scale`).
         calibration: of the checkpoint, if it has one.
         options: which scores.
+        texts: cosines to the texts of the labels alone, [b, c], if the similarities are to examples too: whether the
+            true label is in the list is learned from such.
 
     Returns:
         float64 [b, c], and [b] if `options.unknown` is set.
@@ -118,7 +121,7 @@ def score_labels(
         scores = calibration.log_probabilities(similarities).exp()
     if not options.unknown:
         return scores, None
-    known = calibration.known_probability(similarities)
+    known = calibration.known_probability(similarities if texts is None else texts)
     return (scores if function == "sigmoid" else scores * known[:, None]), 1 - known
 
 
@@ -128,6 +131,7 @@ def answer(
     logit_scale: float,
     calibration: Calibration | None = None,
     options: AnswerOptions | None = None,
+    texts: torch.Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """The labels of one video, best first.
 
@@ -137,6 +141,7 @@ def answer(
         logit_scale: see `score_labels`.
         calibration: of the checkpoint, if it has one.
         options: what the answer holds; every label, by softmax, by default.
+        texts: see `score_labels`, [c].
 
     Returns:
         rows `{"score", "label", "similarity"}`; the similarity of "none of these" is None.
@@ -146,7 +151,9 @@ def answer(
     """
     options = options or AnswerOptions()
     options.check(labels, calibration)
-    scores, none = score_labels(similarities[None], logit_scale, calibration, options)
+    scores, none = score_labels(
+        similarities[None], logit_scale, calibration, options, None if texts is None else texts[None]
+    )
     kept = torch.ones(len(labels), dtype=torch.bool)
     if options.coverage is not None and calibration is not None:
         kept = -calibration.log_probabilities(similarities[None])[0].cpu() <= calibration.largest_residual(

@@ -309,6 +309,7 @@ class ExampleSet:
         model: Any,
         class_embeds: torch.Tensor,
         labels: Sequence[str],
+        cosines: torch.Tensor,
         frame_embeds: torch.Tensor,
         temporal_embeds: torch.Tensor,
         scale: float | None = None,
@@ -319,9 +320,10 @@ class ExampleSet:
             model: the MoTE that scores.
             class_embeds: L2-normalised text features of the candidates, [c, d].
             labels: the candidates, c names.
-            scale: what a softmax multiplies similarities by; exp(logit_scale) by default.
+            cosines: of the videos to the texts of the candidates, [b, c].
             frame_embeds: frame features e, [b, t, d] or [b, v, t, d].
             temporal_embeds: temporal features h, as `frame_embeds`.
+            scale: what a softmax multiplies similarities by; exp(logit_scale) by default.
 
         Returns:
             similarities on the scale of cosines, float32 [b, c]; see `Evidence.adapt`.
@@ -330,9 +332,8 @@ class ExampleSet:
             ValueError: see `evidence`.
         """
         evidence = self.evidence(model, class_embeds, labels, scale)
-        logits, *_ = model.score_modulated(frame_embeds, temporal_embeds, class_embeds)
         means = _means(frame_embeds, temporal_embeds)  # [b, 2, d]
-        return evidence.adapt(logits.float() / model.logit_scale.float().exp(), means[:, 0], means[:, 1])
+        return evidence.adapt(cosines, means[:, 0], means[:, 1])
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

@@ -55,8 +55,8 @@ def classify_windows(
     Returns:
         An iterator over the windows, in order: `{"start", "end", "scores", "similarities", "thumbnail"}`, times in
         seconds, `scores` {label: score} over all labels, and "none of these" if `unknown` is set, best first, summing
-        to 1 unless the options say otherwise, `similarities` {label: cosine}, `thumbnail` uint8 [h, w, 3], RGB, the
-        middle frame with at most 128 pixels a side.
+        to 1 unless the options say otherwise, `similarities` {label: cosine}, None for "none of these", `thumbnail`
+        uint8 [h, w, 3], RGB, the middle frame with at most 128 pixels a side.
 
     Raises:
         ValueError: For bad labels and options, and a window of fewer frames than `num_frames` where `short_video` is
@@ -93,16 +93,13 @@ def _classify(
     answering: AnswerOptions,
 ) -> Iterator[dict[str, Any]]:
     for windows in reader.read(source):
-        logits = classify.forward({"frame_embeds": encoder(windows)}, **forward)["logits"]  # [b, c]
-        for (start, end), row, thumbnail in zip(windows.spans, logits, windows.thumbnails, strict=True):
-            ranked = classify.postprocess({"logits": row[None]}, forward["candidate_labels"], answering)
+        answers = classify.rank({"frame_embeds": encoder(windows)}, answering, **forward)
+        for (start, end), ranked, thumbnail in zip(windows.spans, answers, windows.thumbnails, strict=True):
             yield {
                 "start": start,
                 "end": end,
-                "scores": {entry["label"]: entry["score"] for entry in ranked},
-                "similarities": {
-                    entry["label"]: entry["similarity"] for entry in ranked if entry["similarity"] is not None
-                },
+                "scores": {row["label"]: row["score"] for row in ranked},
+                "similarities": {row["label"]: row["similarity"] for row in ranked},
                 "thumbnail": thumbnail,
             }
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from functools import partial
 from types import GeneratorType
 from typing import Any
@@ -163,7 +164,8 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             forward["prompts"] = get_prompt_set(prompts)
         answering = {name: options.pop(name) for name in ANSWER_OPTIONS if name in options}
         if answering:
-            postprocess["options"] = AnswerOptions(**answering)
+            given = getattr(self, "_postprocess_params", {}).get("options", AnswerOptions())
+            postprocess["options"] = replace(given, **answering)
             postprocess["options"].check(postprocess.get("candidate_labels", ()), self.calibration)
         unknown = [name for name in options if name not in READING_OPTIONS]
         if unknown:
@@ -201,21 +203,47 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             raise input_tensors["error"]
         class_embeds = self.class_features(candidate_labels, prompts)
         if examples is not None:
-            return {"logits": self._score_with_examples(input_tensors, class_embeds, list(candidate_labels), examples)}
+            return self._score_with_examples(input_tensors, class_embeds, list(candidate_labels), examples)
         outputs = self.model(**input_tensors, class_embeds=class_embeds)
         logits = outputs.logits if "logits" in outputs else outputs.logits_per_video
         return {"logits": logits.float()}  # [b, c]
 
     def _score_with_examples(
         self, input_tensors: dict, class_embeds: torch.Tensor, labels: list[str], examples: ExampleSet
-    ) -> torch.Tensor:
-        """exp(logit_scale) times the similarities to texts and examples, [b, c]."""
+    ) -> dict[str, torch.Tensor]:
+        """Logits of the similarities to texts and examples, and to the texts alone, [b, c] each."""
         frames = input_tensors.get("frame_embeds")
         if frames is None:
             frames = self.model.get_frame_features(input_tensors["pixel_values_videos"]).pooler_output
         temporal = self.model.get_temporal_features(frames).last_hidden_state
-        similarities = examples.adapt(self.model, class_embeds, labels, frames, temporal)
-        return self.model.logit_scale.float().exp() * similarities
+        text_logits, *_ = self.model.score_modulated(frames, temporal, class_embeds)
+        sharpness = None if self.calibration is None else 1 / self.calibration.temperature
+        scale, cosines = self.logit_scale, text_logits.float() / self.logit_scale
+        similarities = examples.adapt(self.model, class_embeds, labels, cosines, frames, temporal, sharpness)
+        return {"logits": scale * similarities, "text_logits": text_logits.float()}
+
+    def rank(
+        self, inputs: dict[str, torch.Tensor], options: AnswerOptions | None = None, **forward: Any
+    ) -> list[list[dict[str, Any]]]:
+        """Answers for videos that are read, as calls give them.
+
+        Args:
+            inputs: `pixel_values_videos`, or `frame_embeds` of frames that are encoded, of b videos.
+            options: What the answers hold.
+            **forward: `candidate_labels`, and maybe `prompts` and `examples`, as calls take them.
+
+        Returns:
+            b lists of rows.
+        """
+        outputs = self.forward(inputs, **forward)
+        return [
+            self.postprocess(
+                {name: values[index : index + 1] for name, values in outputs.items()},
+                forward["candidate_labels"],
+                options,
+            )
+            for index in range(len(outputs["logits"]))
+        ]
 
     @property
     def calibration(self) -> Calibration | None:
@@ -235,8 +263,15 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         options: AnswerOptions | None = None,
     ) -> list[dict[str, Any]]:
         """Turn the logits [1, c] of one video into its answer, see `answers.answer`."""
-        similarities = model_outputs["logits"][0].float() / self.logit_scale
-        return answer(similarities, list(candidate_labels), self.logit_scale, self.calibration, options)
+        scale, texts = self.logit_scale, model_outputs.get("text_logits")
+        return answer(
+            model_outputs["logits"][0].float() / scale,
+            list(candidate_labels),
+            scale,
+            self.calibration,
+            options,
+            None if texts is None else texts[0].float() / scale,
+        )
 
     def class_features(self, candidate_labels: Any, prompts: str | Sequence[str] = "mote_28") -> torch.Tensor:
         """Give the features of a label list, computed at its first use and whenever the text tower has changed.

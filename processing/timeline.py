@@ -63,29 +63,24 @@ def merge_windows(windows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     windows = list(windows)
     segments: list[dict[str, Any]] = []
     counts: list[int] = []
-    cosines: list[list[float]] = []
+    cosines: list[list[float | None]] = []
     for (start, end), each in zip(_spans(windows), windows, strict=True):
         label = max(each["scores"], key=each["scores"].__getitem__)
         if segments and segments[-1]["label"] == label and segments[-1]["end"] == start:
             segments[-1]["end"] = end
             segments[-1]["score"] += each["scores"][label]
             counts[-1] += 1
-            cosines[-1] += _cosine(each, label)
+            cosines[-1].append(each.get("similarities", {}).get(label))
         else:
             segments.append({"start": start, "end": end, "label": label, "score": each["scores"][label]})
             counts.append(1)
-            cosines.append(_cosine(each, label))
+            cosines.append([each.get("similarities", {}).get(label)])
     for segment, count, values in zip(segments, counts, cosines, strict=True):
         segment["score"] /= count
         if "similarities" in windows[0]:
-            segment["similarity"] = sum(values) / len(values) if values else None
+            known = [value for value in values if value is not None]
+            segment["similarity"] = sum(known) / len(known) if known else None
     return segments
-
-
-def _cosine(window: Mapping[str, Any], label: str) -> list[float]:
-    """The window's similarity to a label, if it has one."""
-    similarities = window.get("similarities", {})
-    return [similarities[label]] if label in similarities else []
 
 
 def plot_timeline(windows: Sequence[Mapping[str, Any]], *, top_k: int | None = None) -> Any:

@@ -124,7 +124,9 @@ def with_examples(model: Any, split: Split, chosen: torch.Tensor) -> torch.Tenso
     given = {split.names[index]: split.pool[chosen[labels == index]] for index in labels.unique().tolist()}
     examples = ExampleSet.from_features(model, given)
     temporal = model.get_temporal_features(split.test).last_hidden_state
-    return examples.adapt(model, split.class_embeds, split.names, split.test, temporal).argmax(-1)
+    logits, *_ = model.score_modulated(split.test, temporal, split.class_embeds)
+    cosines = logits / model.logit_scale.exp()
+    return examples.adapt(model, split.class_embeds, split.names, cosines, split.test, temporal).argmax(-1)
 
 
 def with_training(model: Any, split: Split, chosen: torch.Tensor, seed: int, options: Options) -> torch.Tensor:

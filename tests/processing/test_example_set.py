@@ -113,7 +113,7 @@ def test_labels_without_examples_win_exactly_when_the_text_says_so(classify):
     with torch.no_grad():
         temporal = classify.model.get_temporal_features(tests).last_hidden_state
         before = classify.model.score_modulated(tests, temporal, embeds)[0] / classify.model.logit_scale.exp()
-        after = examples.adapt(classify.model, embeds, names, tests, temporal)
+        after = examples.adapt(classify.model, embeds, names, before, tests, temporal)
     assert torch.equal(after[:, 1::2], before[:, 1::2])
     assert torch.equal(before.argmax(-1) % 2, after.argmax(-1) % 2)
     assert torch.allclose(before[:, ::2].amax(-1), after[:, ::2].amax(-1), atol=1e-6)

@@ -104,6 +104,26 @@ def test_calibrated_scores(calibrated, clips):
     assert calibrated(clips[0], candidate_labels=LABELS, coverage=0.05) == []  # and above 0.1
 
 
+def test_options_of_the_pipeline_hold_unless_a_call_has_others(calibrated, clips):
+    parts = {"model": calibrated.model, "processor": calibrated.processor}
+    fixed = pipeline(TASK, **parts, candidate_labels=LABELS, top_k=2, unknown=True)
+    full = calibrated(clips[0], candidate_labels=LABELS, unknown=True)
+    assert_same([fixed(clips[0])], [full[:2]])
+    assert_same([fixed(clips[0], top_k=None)], [full])
+    assert_same([fixed(clips[0], threshold=0)], [full[:2]])
+    assert "none of these" not in {row["label"] for row in fixed(clips[0], unknown=False, top_k=None)}
+
+
+def test_none_of_these_is_asked_of_the_texts(calibrated, clips):
+    def of_none(**options):
+        rows = calibrated(clips[0], candidate_labels=LABELS, unknown=True, **options)
+        return {row["label"]: row["score"] for row in rows}
+
+    alone, moved = of_none(), of_none(examples={LABELS[0]: [clips[1]], LABELS[1]: [clips[2]]})
+    assert moved["none of these"] == pytest.approx(alone["none of these"], abs=1e-6)
+    assert moved != pytest.approx(alone, abs=1e-6)
+
+
 @pytest.mark.parametrize("option", [{"unknown": True}, {"coverage": 0.9}, {"multi_label": True}])
 def test_without_a_calibration(classify, clips, option):
     (name,) = option
