@@ -113,7 +113,7 @@ def _gone(path: Path, features: Path, items: pa.Table) -> list[str]:
 
 def _unread(features: Path) -> dict[str, str]:
     """Why files could not be read, by path, as their rows in shards say."""
-    unread = {}
+    unread: dict[str, str] = {}
     for shard in list_shards(features):
         table = read_shard(shard, ["path", "error"])
         failed = table.filter(pc.is_valid(table["error"]))

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -382,7 +382,7 @@ class Answers:
         (seen,) = [result for result in self.read(job) if isinstance(result, Seen)]
         return seen
 
-    def read(self, job: Job) -> Iterator[Seen | Windows | Note]:
+    def read(self, job: Job) -> Generator[Seen | Windows | Note, None, None]:
         """What a reading process gives for a video, in time."""
         processes, limit = self.free.get(), self.limits.max_working_seconds
         end = time.monotonic() + limit

@@ -123,7 +123,7 @@ def find_examples(source: str, folder: Path) -> list[Example]:
     examples = []
     for number, (name, file) in enumerate(list(firsts.items())[:MOST_EXAMPLES]):
         (folder / str(number)).mkdir()
-        examples.append(Example(shutil.copy(file, folder / str(number)), labels, name))
+        examples.append(Example(shutil.copy(file, str(folder / str(number))), labels, name))
     return examples
 
 

@@ -10,7 +10,6 @@ nor JSON, 422 a video that can't be read or is more than the limits allow, 503 t
 
 import asyncio
 import base64
-import binascii
 import json
 import tempfile
 from collections.abc import Mapping
@@ -271,9 +270,11 @@ async def _read_json(request: Request, folder: Path, limits: Limits) -> tuple[st
         if not isinstance(url, str) or not url.startswith(HTTP) or len(url) > 4096:
             raise BadRequestError(400, "url must be the http(s) address of a video.")
         return url, None, given.get("labels"), given.get("top_k")
+    if not isinstance(encoded, str):
+        raise BadRequestError(400, "base64 must be a text.")
     try:
         content = base64.b64decode(encoded.partition(",")[2] if encoded[:5] == "data:" else encoded, validate=True)
-    except (TypeError, AttributeError, ValueError, binascii.Error) as error:
+    except ValueError as error:  # binascii.Error is one
         raise BadRequestError(400, f"base64 can't be read ({error}).") from error
     path = folder / "video"
     path.write_bytes(content)

@@ -406,8 +406,8 @@ def _without_twins(
                 kept.append(index)
             elif targets[earlier[0]] != targets[index]:
                 raise ValueError(
-                    f"{names[earlier[0]]}, an example of {labels[targets[earlier[0]]]!r}, and {names[index]}, of "
-                    f"{labels[targets[index]]!r}, are the same to the model: leave one of them out"
+                    f"{names[earlier[0]]}, an example of {labels[int(targets[earlier[0]])]!r}, and {names[index]}, of "
+                    f"{labels[int(targets[index])]!r}, are the same to the model: leave one of them out"
                 )
             else:
                 warnings.warn(f"{names[index]} is the same video as {names[earlier[0]]}: it counts once", stacklevel=4)

@@ -6,7 +6,7 @@ import os
 import signal
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -82,7 +82,7 @@ class ReadingProcesses:
         for worker in self.workers:
             worker.process.kill()
 
-    def read(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def read(self, items: Sequence[Any]) -> Generator[tuple[int, Any], None, None]:
         """See `read_in_processes`. One list at a time; if it is not read to its end, the processes end.
 
         Raises:
