@@ -88,6 +88,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def softmax_scale(logit_scale: float, calibration: Calibration | None) -> float:
+    """What cosines are multiplied by before a softmax makes them scores."""
+    return logit_scale if calibration is None else 1 / calibration.temperature
+
+
 def score_labels(
     similarities: torch.Tensor,
     logit_scale: float,
@@ -112,14 +117,13 @@ def score_labels(
     function = "sigmoid" if options.multi_label else options.function_to_apply or "softmax"
     if function == "none":
         return similarities * logit_scale, None
-    if calibration is None:
-        logits = similarities * logit_scale
-        return (logits.softmax(-1) if function == "softmax" else logits.sigmoid()), None
-    if function == "sigmoid":
-        scores = calibration.label_probabilities(similarities)
+    if function == "softmax":
+        scores = (similarities * softmax_scale(logit_scale, calibration)).softmax(-1)
+    elif calibration is None:
+        scores = (similarities * logit_scale).sigmoid()
     else:
-        scores = calibration.log_probabilities(similarities).exp()
-    if not options.unknown:
+        scores = calibration.label_probabilities(similarities)
+    if calibration is None or not options.unknown:
         return scores, None
     known = calibration.known_probability(similarities if texts is None else texts)
     return (scores if function == "sigmoid" else scores * known[:, None]), 1 - known
@@ -170,4 +174,4 @@ def answer(
     return [row for row in rows if not row["score"] < least][: options.top_k]
 
 
-__all__ = ["ANSWER_OPTIONS", "FUNCTIONS", "UNKNOWN", "AnswerOptions", "answer", "score_labels"]
+__all__ = ["ANSWER_OPTIONS", "FUNCTIONS", "UNKNOWN", "AnswerOptions", "answer", "score_labels", "softmax_scale"]

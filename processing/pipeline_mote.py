@@ -16,7 +16,7 @@ from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .answers import ANSWER_OPTIONS, AnswerOptions, answer
+from .answers import ANSWER_OPTIONS, AnswerOptions, answer, softmax_scale
 from .calibration import Calibration
 from .class_names import parse_candidates, unlike_words
 from .example_set import ExampleSet
@@ -217,9 +217,9 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             frames = self.model.get_frame_features(input_tensors["pixel_values_videos"]).pooler_output
         temporal = self.model.get_temporal_features(frames).last_hidden_state
         text_logits, *_ = self.model.score_modulated(frames, temporal, class_embeds)
-        sharpness = None if self.calibration is None else 1 / self.calibration.temperature
         scale, cosines = self.logit_scale, text_logits.float() / self.logit_scale
-        similarities = examples.adapt(self.model, class_embeds, labels, cosines, frames, temporal, sharpness)
+        factor = softmax_scale(scale, self.calibration)
+        similarities = examples.adapt(self.model, class_embeds, labels, cosines, frames, temporal, factor)
         return {"logits": scale * similarities, "text_logits": text_logits.float()}
 
     def rank(

@@ -226,11 +226,6 @@ class Protocol:
     published: tuple[Published, ...] = ()
 
     @property
-    def num_views(self) -> int:
-        """Views per video, v."""
-        return self.num_clips * self.num_crops
-
-    @property
     def views(self) -> str:
         """The views as tables write them, clips × crops: `4x3`."""
         return f"{self.num_clips}x{self.num_crops}"

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, pipeline
 
 from modeling_mote import MoTEForVideoClassification, MoTEModel
 from modeling_mote.export import export_checkpoint, export_program, make_graphs, part_of, write_onnx
+from modeling_mote.processing.calibration import fit_calibration
 
 from .tiny import save_mote
 
@@ -31,7 +32,11 @@ def checkpoint(clip_folder, tmp_path_factory, write_video) -> Path:
     """The checkpoint, with example.mp4 beside its folder."""
     folder = tmp_path_factory.mktemp("export")
     write_video(folder / "example.mp4", num_frames=20)
-    return save_mote(folder / "model", clip_folder, NAMES, num_frames=4)
+    saved = save_mote(folder / "model", clip_folder, NAMES, num_frames=4)
+    config = json.loads((saved / "config.json").read_text())
+    config["calibration"] = fit_calibration(torch.rand(20, 3), torch.arange(20) % 3).to_dict() | {"temperature": 0.1}
+    (saved / "config.json").write_text(json.dumps(config))
+    return saved
 
 
 @pytest.fixture(scope="module")
