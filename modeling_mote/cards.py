@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .configuration_mote import MoTEConfig
 from .loading import first_sentence
-from .processing.calibration import Calibration
+from .processing.calibration import Calibration, calibration_of
 from .processing.protocols import PROTOCOLS
 from .results import add_to_card, results_table
 
@@ -68,7 +68,7 @@ def training_card(
     num_frames: int,
     step: int | None = None,
     validation: Mapping[str, Any] | None = None,
-    calibration: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
 ) -> str:
     """The card of a checkpoint that was trained here, to lie beside it as README.md.
 
@@ -79,7 +79,7 @@ def training_card(
         num_frames: frames per clip.
         step: optimizer steps.
         validation: `accuracy`, `listed` and `scored` on the validation clips, if there were any.
-        calibration: of the configuration, if there is one.
+        calibration: what its scores mean, if that is known.
 
     Returns:
         the card, with its metadata.
@@ -114,14 +114,13 @@ def training_card(
     return f"---\n{data_of_card.to_yaml()}\n---\n\n{body}"
 
 
-def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
+def describe_calibration(known: Calibration | None) -> str:
     """What the scores of a checkpoint mean, in a paragraph."""
-    if calibration is None:
+    if known is None:
         return (
             "The scores are a softmax over the labels that are asked for, not probabilities of being right. "
             "`mote calibrate` fits what they mean to labelled clips."
         )
-    known = Calibration.from_dict(calibration)
     return (
         f"Calibrated on {known.num_clips} labelled clips of {known.num_labels} classes: temperature "
         f"{known.temperature:.4g} of the cosines, each label by itself sigmoid({known.sigmoid[0]:.4g} · cosine "
@@ -206,7 +205,7 @@ def published_card(
         else "",
         "Training": fields["curves"] if "curves" not in used and "](curves.png)" not in content else "",
         "Merged experts": fields["experts"] if "experts" not in used else "",
-        "Scores": describe_calibration(config.calibration)
+        "Scores": describe_calibration(calibration_of(config))
         if config.calibration is not None and "\n## Scores\n" not in content
         else "",
         "Classes": fields["classes"] if "classes" not in used and "\n## Classes\n" not in content else "",

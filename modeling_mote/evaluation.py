@@ -25,7 +25,7 @@ from .measuring import measure_variant, spread, summarise
 from .modeling_mote import MoTEModel
 from .processing import MoTEProcessor
 from .processing.builders import list_sha256
-from .processing.calibration import Calibration
+from .processing.calibration import Calibration, calibration_of
 from .processing.clips import VideoClips
 from .processing.files import only_run
 from .processing.label_sets import LabelSet, read_label_file
@@ -93,8 +93,7 @@ class Scoring:
     @property
     def calibration(self) -> Calibration | None:
         """The checkpoint's, if it has one: the scores whose error is measured are then its probabilities."""
-        values = self.model.config.calibration
-        return None if values is None else Calibration.from_dict(values)
+        return calibration_of(self.model.config)
 
     def beside(self) -> dict[str, str]:
         """What is measured beside the protocol's own number, as the name of a folder tells it."""

@@ -43,7 +43,7 @@ from .modeling_mote import MoTEModel
 from .processing import MoTEProcessor
 from .processing.answers import softmax_scale
 from .processing.builders.moving_shapes import encode_mp4, render_clip
-from .processing.calibration import Calibration
+from .processing.calibration import calibration_of
 from .processing.files import whole_folder
 from .processing.prompts import get_prompt_set
 
@@ -357,12 +357,11 @@ def facts(model: MoTEModel, processor: MoTEProcessor, name: str, limits: Mapping
     """What a program that runs the graphs has to know."""
     config, video_processor = model.config, processor.video_processor
     scale = model.logit_scale.exp().item()
-    calibration = None if config.calibration is None else Calibration.from_dict(config.calibration)
     return {
         "labels": list(config.id2label.values()) if config.training_classes_set else [],
         "prompts": list(get_prompt_set("mote_28")),
         "logit_scale": scale,
-        "softmax_scale": softmax_scale(scale, calibration),
+        "softmax_scale": softmax_scale(scale, calibration_of(config)),
         "num_frames": config.num_frames,
         "max_frames": limits["frames"],
         "image_size": config.vision_config.image_size,

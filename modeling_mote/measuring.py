@@ -13,7 +13,7 @@ import torch
 
 from .processing.answers import AnswerOptions, score_labels
 from .processing.builders import list_sha256
-from .processing.calibration import Calibration
+from .processing.calibration import Calibration, without_true
 from .processing.metrics.accuracy import per_class_accuracy, topk_accuracy
 from .processing.metrics.confidence import auroc, expected_calibration_error
 from .processing.prompts import get_prompt_set
@@ -158,8 +158,7 @@ def measure_confidence(
     error = expected_calibration_error(scores.numpy(), labels)
     listed = None
     if values.shape[1] > 1:
-        others = np.arange(values.shape[1]) != labels[:, None]
-        left_out = values[torch.from_numpy(others)].view(len(values), -1)  # [n, c - 1]
+        left_out = without_true(values, torch.as_tensor(labels))
         found = [
             each.amax(-1) if calibration is None else calibration.known_probability(each)
             for each in (values, left_out)

@@ -28,7 +28,7 @@ from .feature_cache import fingerprint
 from .frame_features import clip_identity
 from .modeling_mote import MoTEForVideoClassification
 from .processing import MoTEProcessor
-from .processing.calibration import LEAST_CLIPS, fit_calibration
+from .processing.calibration import calibration_of, fit_calibration
 from .processing.clip_batches import ClipBatches
 from .processing.files import whole_file, whole_folder, write_whole
 from .training import SCHEDULES, BadClips, Batches, StepResult, TrainStep, freeze, parameter_groups, validate
@@ -315,7 +315,7 @@ class TrainingRun:
             num_frames=config.num_frames,
             step=self.step,
             validation=self.measured,
-            calibration=config.calibration,
+            calibration=calibration_of(config),
         )
 
     def record(self) -> dict[str, Any]:
@@ -373,9 +373,10 @@ def _calibration(kept: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any
     if not kept:
         return None
     cosines, labels = (torch.cat(each) for each in zip(*kept, strict=True))
-    if len(labels) < LEAST_CLIPS or cosines.shape[1] < 3 or not cosines.isfinite().all():
+    try:
+        return fit_calibration(cosines, labels).to_dict()
+    except ValueError:
         return None
-    return fit_calibration(cosines, labels).to_dict()
 
 
 def _starting_weights(model: MoTEForVideoClassification) -> str:

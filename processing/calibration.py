@@ -106,6 +106,21 @@ class Calibration:
         )
 
 
+def calibration_of(config: Any) -> Calibration | None:
+    """The calibration that a model's configuration holds; None if it was never fitted.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    values = getattr(config, "calibration", None)
+    return None if values is None else Calibration.from_dict(values)
+
+
+def without_true(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What the clips would be scored by if their true labels were not in the list: [b, c - 1] of [b, c]."""
+    return cosines[~F.one_hot(labels, cosines.shape[1]).bool()].view(len(cosines), -1)
+
+
 def fit_calibration(cosines: Any, labels: Any) -> Calibration:
     """Fit a calibration to labelled clips.
 
@@ -138,7 +153,7 @@ def fit_calibration(cosines: Any, labels: Any) -> Calibration:
     truth = truth.long()
     temperature = _fit_temperature(values, truth)
     is_true = F.one_hot(truth, width).bool()
-    others = values[~is_true].view(count, width - 1)
+    others = without_true(values, truth)
     draw = torch.rand(others.shape, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
     few = others.gather(1, draw[:, :SHORT_LIST])  # wrong labels of a short list
     residuals = -(values / temperature).log_softmax(-1)[is_true]
@@ -197,4 +212,4 @@ def _fit_logistic(features: torch.Tensor, positive: torch.Tensor) -> tuple[float
     return (*scaled.tolist(), float(weights[-1] - (scaled * mean).sum()))
 
 
-__all__ = ["LEAST_CLIPS", "Calibration", "fit_calibration"]
+__all__ = ["Calibration", "calibration_of", "fit_calibration", "without_true"]

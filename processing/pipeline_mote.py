@@ -17,7 +17,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from .answers import ANSWER_OPTIONS, AnswerOptions, answer, softmax_scale
-from .calibration import Calibration
+from .calibration import Calibration, calibration_of
 from .class_names import parse_candidates, unlike_words
 from .example_set import ExampleSet
 from .module_state import module_state
@@ -248,8 +248,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     @property
     def calibration(self) -> Calibration | None:
         """What the checkpoint knows of its scores, `config.calibration`; None if it was never fitted."""
-        values = getattr(self.model.config, "calibration", None)
-        return None if values is None else Calibration.from_dict(values)
+        return calibration_of(self.model.config)
 
     @property
     def logit_scale(self) -> float:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from modeling_mote.loading import load_checkpoint
 from modeling_mote.processing import encode_classes
 from modeling_mote.processing.builders import MovingShapes
-from modeling_mote.processing.calibration import Calibration, fit_calibration
+from modeling_mote.processing.calibration import Calibration, fit_calibration, without_true
 from modeling_mote.processing.clips import VideoClips, collate_clips
 from modeling_mote.processing.metrics.confidence import (
     auroc,
@@ -75,12 +75,6 @@ class Cosines:
         """[n, c] of frame features and class features."""
         logits = self.model(frame_embeds=frames, class_embeds=classes).logits_per_video
         return (logits / self.model.logit_scale.exp()).double()
-
-
-def without_true(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The lists without the true labels, [n, c - 1]."""
-    others = torch.nn.functional.one_hot(labels, cosines.shape[1]) == 0
-    return cosines[others].view(len(cosines), -1)
 
 
 def measure(
