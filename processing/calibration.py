@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 
 KEPT_RESIDUALS = 200
-SHORT_LIST = 4  # labels: the mean and spread of so few cosines tell little
 LEAST_CLIPS = 10
 PRIOR = 1e-2  # pulls weights towards 0, so that clips that are all told apart give finite ones
 STEPS = 100
@@ -30,9 +29,8 @@ class Calibration:
         temperature: of softmax(cosine / temperature), at which the true labels are likeliest (Guo et al., arXiv
             1706.04599).
         sigmoid: scale and bias of sigmoid(scale · cosine + bias), for each label by itself.
-        known: weights of the largest cosine, the mean and the standard deviation of all cosines, and a bias, of the
-            log-odds that the true label is in the list.
-        known_short: the same of the largest cosine alone, and a bias, for lists of up to `SHORT_LIST` labels.
+        known: of the log-odds that the true label is in the list: weights of the largest cosine, of the mean of all,
+            of log c, and of the first two times log c; and a bias.
         residuals: -log of the true label's probability for clips of rank `ranks` among all, in rising order.
         ranks: from 1 to `num_clips`.
         num_clips: labelled clips that it was fitted on.
@@ -42,7 +40,6 @@ class Calibration:
     temperature: float
     sigmoid: tuple[float, ...]
     known: tuple[float, ...]
-    known_short: tuple[float, ...]
     residuals: tuple[float, ...]
     ranks: tuple[int, ...]
     num_clips: int
@@ -56,7 +53,7 @@ class Calibration:
             ValueError: If something is missing, of a wrong length, or no finite number.
         """
         names = [each.name for each in fields(cls)]
-        lengths = {"sigmoid": 2, "known": 4, "known_short": 2, "ranks": len(values.get("residuals") or ())}
+        lengths = {"sigmoid": 2, "known": 6, "ranks": len(values.get("residuals") or ())}
         try:
             taken = {name: values[name] for name in names}
             plain = {
@@ -90,9 +87,8 @@ class Calibration:
 
     def known_probability(self, cosines: torch.Tensor) -> torch.Tensor:
         """Probability that the true label is in the list at all, [b] of [b, c]."""
-        short = cosines.shape[-1] <= SHORT_LIST
-        weights = torch.tensor(self.known_short if short else self.known, dtype=torch.float64, device=cosines.device)
-        return (_list_features(cosines, short) @ weights[:-1] + weights[-1]).sigmoid()
+        weights = torch.tensor(self.known, dtype=torch.float64, device=cosines.device)
+        return (_list_features(cosines) @ weights[:-1] + weights[-1]).sigmoid()
 
     def largest_residual(self, coverage: float) -> float:
         """The residual up to which labels belong to a set that holds the true one with this probability.
@@ -124,7 +120,8 @@ def without_true(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def fit_calibration(cosines: Any, labels: Any) -> Calibration:
     """Fit a calibration to labelled clips.
 
-    What "none of these" looks like is learned from the same clips: each with its true label left out of the list.
+    What "none of these" looks like is learned from the same clips: each with its true label left out of the list, in
+    lists of every length up to c.
 
     Args:
         cosines: of the clips to all labels of the list, [b, c].
@@ -153,16 +150,12 @@ def fit_calibration(cosines: Any, labels: Any) -> Calibration:
     truth = truth.long()
     temperature = _fit_temperature(values, truth)
     is_true = F.one_hot(truth, width).bool()
-    others = without_true(values, truth)
-    draw = torch.rand(others.shape, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
-    few = others.gather(1, draw[:, :SHORT_LIST])  # wrong labels of a short list
     residuals = -(values / temperature).log_softmax(-1)[is_true]
     ranks = torch.linspace(1, count, min(count, KEPT_RESIDUALS)).round().long()
     return Calibration(
         temperature=temperature,
         sigmoid=_fit_logistic(values.reshape(-1, 1), is_true.reshape(-1)),
-        known=_fit_two_kinds(_list_features(values, False), _list_features(others, False)),
-        known_short=_fit_two_kinds(values[is_true][:, None], _list_features(few, True)),
+        known=_fit_known(values, truth),
         residuals=tuple(residuals.sort().values[ranks - 1].tolist()),
         ranks=tuple(ranks.tolist()),
         num_clips=count,
@@ -170,13 +163,31 @@ def fit_calibration(cosines: Any, labels: Any) -> Calibration:
     )
 
 
-def _list_features(cosines: torch.Tensor, short: bool) -> torch.Tensor:
-    """What tells whether a label of the list fits, [b, 1] or [b, 3]: the largest cosine, and how it stands out."""
+def _list_features(cosines: torch.Tensor) -> torch.Tensor:
+    """What tells whether a label of the list fits, [b, 5] of [b, c]; see `Calibration.known`.
+
+    The largest of many cosines is large by chance, and how large the others are says how much: both grow with the
+    length of the list.
+    """
     values = cosines.double()
-    largest = values.amax(-1, keepdim=True)
-    if short:
-        return largest
-    return torch.cat([largest, values.mean(-1, keepdim=True), values.std(-1, keepdim=True)], dim=-1)
+    largest, mean = values.amax(-1, keepdim=True), values.mean(-1, keepdim=True)
+    length = torch.full_like(mean, math.log(values.shape[-1]))
+    return torch.cat([largest, mean, length, largest * length, mean * length], dim=-1)
+
+
+def _fit_known(cosines: torch.Tensor, labels: torch.Tensor) -> tuple[float, ...]:
+    """Logistic regression between lists with and without the true label, of all lengths: 1, 2, 4, ... and c."""
+    generator, width = torch.Generator().manual_seed(0), cosines.shape[1]
+    lengths = [*(2**power for power in range(20) if 2**power < width), width]
+    features, kinds = [], []
+    for length in lengths:
+        for listed in (True, False):
+            order = torch.rand(cosines.shape, generator=generator)
+            order.scatter_(1, labels[:, None], 2.0 if listed else -1.0)  # the true label first, or last
+            chosen = order.argsort(dim=1, descending=True)[:, : length if listed else min(length, width - 1)]
+            features.append(_list_features(cosines.gather(1, chosen)))
+            kinds.append(torch.full((len(cosines),), listed))
+    return _fit_logistic(torch.cat(features), torch.cat(kinds))
 
 
 def _fit_temperature(cosines: torch.Tensor, labels: torch.Tensor) -> float:
@@ -187,12 +198,6 @@ def _fit_temperature(cosines: torch.Tensor, labels: torch.Tensor) -> float:
         best = int(losses.argmin())
         grid = torch.linspace(float(grid[max(best - 1, 0)]), float(grid[min(best + 1, len(grid) - 1)]), 21).double()
     return float(grid[len(grid) // 2].exp())
-
-
-def _fit_two_kinds(positives: torch.Tensor, negatives: torch.Tensor) -> tuple[float, ...]:
-    """Logistic regression between positives [p, f] and negatives [q, f]."""
-    kinds = torch.cat([torch.ones(len(positives)), torch.zeros(len(negatives))]).bool()
-    return _fit_logistic(torch.cat([positives, negatives]), kinds)
 
 
 def _fit_logistic(features: torch.Tensor, positive: torch.Tensor) -> tuple[float, ...]:

@@ -27,7 +27,9 @@ from worlds import CLIP, SPLITS, World, encode_world, load_clip, quiet
 from modeling_mote.feature_cache import load_tensors
 from modeling_mote.loading import load_model, load_processor
 from modeling_mote.processing import encode_classes
+from modeling_mote.processing.answers import softmax_scale
 from modeling_mote.processing.builders import MovingShapes
+from modeling_mote.processing.calibration import calibration_of
 from modeling_mote.processing.example_set import ExampleSet
 from modeling_mote.processing.files import whole_file, write_whole
 from modeling_mote.training import freeze
@@ -125,8 +127,10 @@ def with_examples(model: Any, split: Split, chosen: torch.Tensor) -> torch.Tenso
     examples = ExampleSet.from_features(model, given)
     temporal = model.get_temporal_features(split.test).last_hidden_state
     logits, *_ = model.score_modulated(split.test, temporal, split.class_embeds)
-    cosines = logits / model.logit_scale.exp()
-    return examples.adapt(model, split.class_embeds, split.names, cosines, split.test, temporal).argmax(-1)
+    logit_scale = float(model.logit_scale.exp())
+    scale = softmax_scale(logit_scale, calibration_of(model.config))  # as the pipeline weighs examples
+    found = examples.adapt(model, split.class_embeds, split.names, logits / logit_scale, split.test, temporal, scale)
+    return found.argmax(-1)
 
 
 def with_training(model: Any, split: Split, chosen: torch.Tensor, seed: int, options: Options) -> torch.Tensor:

@@ -91,6 +91,8 @@ def measure(
         "ECE": expected_calibration_error(likely.exp().numpy(), labels)["ece"],
         "AUROC listed": auroc(torch.cat([listed, missing]), kinds)["auroc"],
         "false accepts": false_accept_rate(torch.cat([listed, missing]), kinds)["false_accept_rate"],
+        "listed, said so": float((listed > 0.5).double().mean()),
+        "missing, said so": float((missing < 0.5).double().mean()),
         "coverage": found["coverage"],
         "set size": found["mean_set_size"],
         "empty sets": found["empty_sets"],
@@ -118,14 +120,14 @@ def show(name: str, runs: list[dict[str, float]]) -> None:
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
-def show_short_lists(known: Calibration, cosines: torch.Tensor, labels: torch.Tensor, size: int) -> None:
+def show_short_lists(name: str, known: Calibration, cosines: torch.Tensor, labels: torch.Tensor, size: int) -> None:
     """Lists of the true label and random others."""
     generator, runs = torch.Generator().manual_seed(0), []
     for _ in range(DRAWS):
         others = torch.rand(cosines.shape, generator=generator).scatter(1, labels[:, None], 2.0)
         columns = others.argsort(dim=1, descending=True)[:, :size]  # the true one first
         runs.append(measure(known, cosines.gather(1, columns), torch.zeros_like(labels)))
-    show(f"test, lists of {size}", runs)
+    show(f"{name}, lists of {size}", runs)
 
 
 def main() -> None:
@@ -154,8 +156,9 @@ def main() -> None:
     for per_class in (1, 2, 5):
         fits = [fit_calibration(values[each], labels[each]) for each in draw_clips(labels, per_class)]
         show(f"test, {per_class} validation clips per class", [measure(each, *scored["test"]) for each in fits])
-    for size in (2, 10, 30):
-        show_short_lists(known, *scored["test"][:2], size)
+    for split in SPLITS:
+        for size in (2, 6, 20):
+            show_short_lists(split, known, *scored[split][:2], size)
 
 
 if __name__ == "__main__":

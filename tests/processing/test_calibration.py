@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_mote.processing.answers import AnswerOptions, answer, score_labels
-from modeling_mote.processing.calibration import Calibration, fit_calibration
+from modeling_mote.processing.calibration import Calibration, fit_calibration, without_true
 from modeling_mote.processing.metrics.confidence import auroc, expected_calibration_error, set_coverage
 
 
@@ -39,11 +39,23 @@ def test_sets_cover_what_they_promise(fitted):
 def test_none_of_these_is_told(fitted):
     cosines, labels = draw(2000, 20, 400, 3)
     wide = fit_calibration(cosines, labels)
-    missing = cosines.clone()[~torch.nn.functional.one_hot(labels, 20).bool()].view(2000, 19)
-    scores = torch.cat([wide.known_probability(cosines), wide.known_probability(missing)])
+    scores = torch.cat([wide.known_probability(cosines), wide.known_probability(without_true(cosines, labels))])
     truth = torch.cat([torch.ones(2000), torch.zeros(2000)])
     assert auroc(scores, truth)["auroc"] > 0.7
     assert expected_calibration_error(torch.stack([1 - scores, scores], 1), truth.long())["ece"] < 0.05
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 12, 20])
+def test_none_of_these_is_told_of_lists_of_any_length(length):
+    cosines, labels = draw(2000, 20, 400, 3)
+    known = fit_calibration(cosines, labels)
+    cosines, labels = draw(2000, 20, 400, 4)
+    others = without_true(cosines, labels)
+    listed = torch.cat([cosines.gather(1, labels[:, None]), others[:, : length - 1]], dim=1)
+    scores = torch.cat([known.known_probability(listed), known.known_probability(others[:, :length])])
+    truth = torch.cat([torch.ones(2000), torch.zeros(2000)])
+    assert expected_calibration_error(torch.stack([1 - scores, scores], 1), truth.long())["ece"] < 0.06
+    assert (known.known_probability(listed) > 0.5).double().mean() > 0.6
 
 
 def test_perfect_clips_give_finite_numbers():
@@ -51,6 +63,7 @@ def test_perfect_clips_give_finite_numbers():
     found = fit_calibration(torch.nn.functional.one_hot(labels).double(), labels)
     assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert (found.known_probability(torch.eye(4)) > 0.9).all()
+    assert (found.known_probability(torch.zeros(4, 3)) < 0.1).all()
 
 
 def test_few_clips_hold_every_label():

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -72,8 +73,7 @@ def calibrated(classify):
     classify.model.config.calibration = {
         "temperature": 0.5,
         "sigmoid": [2.0, -1.0],
-        "known": [1.0, 0.0, 0.0, 0.0],
-        "known_short": [3.0, 0.5],
+        "known": [3.0, 0.0, 0.25, 0.0, 0.0, 0.5],
         "residuals": [0.1, 1.0, 2.0],
         "ranks": [1, 10, 19],
         "num_clips": 19,
@@ -91,7 +91,7 @@ def test_calibrated_scores(calibrated, clips):
     by_label = calibrated(clips[0], candidate_labels=LABELS, multi_label=True)
     assert [row["score"] for row in by_label] == pytest.approx((2 * cosines - 1).sigmoid().tolist(), abs=1e-5)
 
-    known = float((3 * cosines.max() + 0.5).sigmoid())
+    known = float((3 * cosines.max() + 0.25 * math.log(3) + 0.5).sigmoid())
     rows = {row["label"]: row for row in calibrated([clips[0]], candidate_labels=LABELS, unknown=True)[0]}
     assert rows["none of these"] == {"label": "none of these", "score": pytest.approx(1 - known), "similarity": None}
     assert sum(row["score"] for row in rows.values()) == pytest.approx(1)
