@@ -152,7 +152,9 @@ def show_problem(message: str) -> str:
 
 
 def percent(score: float) -> str:
-    """`12.3 %`, and as many digits as a small score needs."""
+    """`12.3 %`, and as many digits as a small score needs, to a hundred-thousandth."""
+    if 0 < score < 1e-5:
+        return "< 0.001 %"
     return f"{100 * score:.1f} %" if score >= 0.001 or not score else f"{100 * score:.2g} %"
 
 

@@ -272,10 +272,11 @@ def test_hundreds_of_labels_show_digits_and_can_be_searched():
     shown = web_app.show(Answer("a", 1.0, np.zeros((1, 3, 2, 2), np.uint8), [0.0], rows))
     assert shown.count("<meter") == 20 and shown.count("0.2 %") == 520 and "label 499" in shown
     assert "max=0.002 value=0.002" in shown and "type=search" in shown
-    assert [web_app.percent(score) for score in (1.0, 0.123, 0.00042, 0.0)] == [
+    assert [web_app.percent(score) for score in (1.0, 0.123, 0.00042, 3e-8, 0.0)] == [
         "100.0 %",
         "12.3 %",
         "0.042 %",
+        "< 0.001 %",
         "0.0 %",
     ]
 
@@ -856,7 +857,7 @@ def test_picture(browser, tmp_path):
     options = {"num_frames": 16, "image_size": 128, "place": (-0.1, -0.2)}
     growing = render_clip("yellow", "star", "growing", np.random.default_rng(0), **options)
     video, picture = tmp_path / "star.mp4", Path(os.environ.get("MOTE_PICTURES", tmp_path)) / "app.png"
-    video.write_bytes(encode_mp4(np.concatenate([growing, growing[::-1], growing]), fps=4))
+    video.write_bytes(encode_mp4(np.concatenate([growing, growing[::-1], growing]), fps=8))
     server = Server(["-m", "modeling_mote", "app"], ["--model", str(model)], GRADIO_TEMP_DIR=str(tmp_path / "uploads"))
     try:
         visitor = Visitor(browser, server.url, viewport={"width": 1180, "height": 800})
