@@ -416,7 +416,7 @@ JSON = {"content-type": "application/json"}
         ({"json": {"labels": "a", "path": "/etc/passwd"}}, 400, "There is no field 'path'"),
         ({"json": {"labels": "a", "url": "file:///etc/passwd"}}, 400, "url must be the http(s) address of a video."),
         ({"json": {"labels": "a", "base64": "no base64!"}}, 400, "base64 can't be read"),
-        ({"json": {"labels": "a", "base64": 5}}, 400, "base64 can't be read"),
+        ({"json": {"labels": "a", "base64": 5}}, 400, "base64 must be a text."),
         ({"json": {"labels": ["a", "a"], "base64": ""}}, 400, "label 'a' was given twice"),
         ({"json": {"labels": [["a"]], "base64": ""}}, 400, "label 1 of 1 is ['a'], not a string"),
         ({"json": {"labels": 7, "base64": ""}}, 400, "labels must be a list of names"),
