@@ -231,7 +231,12 @@ def class_names(
     """
     n = len(features)
     if labels is not None:
-        names = list(read_label_file(Path(labels)).classes)
+        label_set = read_label_file(Path(labels))
+        if label_set.descriptions:
+            raise ConversionError(
+                f"{labels} describes classes, but the checkpoint has their text features: give a file of names alone."
+            )
+        names = list(label_set.classes)
         if len(names) != n:
             raise ConversionError(f"{labels} names {len(names)} classes, but the checkpoint has {n}.")
         return names

@@ -24,6 +24,7 @@ gradient comes back through the temporal layers, so that a patch counts for what
 
 import io
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def explain(
     """Say what the score of a label rests on, frame by frame and patch by patch.
 
     Two forwards and one backward per view, and the temporal layers once per frame. The model is left as it was: its
-    modes, gradients and weights.
+    modes, gradients and weights. What is explained is the similarity to the label's text: examples that a pipeline was
+    made with are left out, with a warning, and the score is that of the text alone.
 
     Args:
         classify: a zero-shot video classification pipeline, or a MoTE with `processor`.
@@ -147,6 +149,10 @@ def explain(
             several videos are passed, or the temporal layers of the model were never trained.
         VideoDecodeError: if the video can't be decoded, naming it.
     """
+    if "examples" in options:
+        raise ValueError(
+            "explain explains the similarity to a label's text, which examples only correct: leave them out"
+        )
     if unknown := [name for name in options if name not in OPTIONS]:
         raise ValueError(f"unknown argument {unknown[0]!r} of explain: it takes {', '.join(OPTIONS)}")
     if not is_one_video(video):
@@ -221,6 +227,10 @@ def _candidates(pipe: Any, candidate_labels: Any, options: dict[str, Any]) -> tu
     """The pipeline over the labels; its options of reading; and the labels, with the prompts if they are given."""
     reading, forward, _ = pipe._sanitize_parameters(candidate_labels=candidate_labels, **options)
     reading, forward = pipe._preprocess_params | reading, pipe._forward_params | forward
+    if forward.get("examples") is not None:
+        warnings.warn(
+            "the examples of the pipeline are left out: the similarity to the label's text is explained", stacklevel=3
+        )
     if "candidate_labels" not in forward:
         pipe, forward["candidate_labels"] = over_training_classes(pipe)
     return pipe, reading, {name: forward[name] for name in ("candidate_labels", "prompts") if name in forward}

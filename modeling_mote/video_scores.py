@@ -77,7 +77,7 @@ def score_videos(
     labels: Labels,
     files: Sequence[str],
     *,
-    top_k: int = 5,
+    top_k: int | None = 5,
     answering: Mapping[str, Any] | None = None,
     examples: ExampleSet | None = None,
     batch_size: int = 8,
@@ -89,7 +89,7 @@ def score_videos(
         classify: The pipeline.
         labels: The candidate labels, as the pipeline takes them.
         files: Paths and URLs.
-        top_k: Rows kept.
+        top_k: Rows kept; None for all.
         answering: More options of an answer, see `AnswerOptions`.
         examples: A few videos of labels, see `load_examples`.
         batch_size: Videos in one forward.
@@ -152,7 +152,7 @@ def score_windows(
     window: float,
     stride: float = 1.0,
     smooth: float = 0.0,
-    top_k: int = 5,
+    top_k: int | None = 5,
     answering: Mapping[str, Any] | None = None,
     examples: ExampleSet | None = None,
     batch_size: int = 8,
@@ -224,7 +224,7 @@ def thin_thumbnails(windows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any
 
 
 def rows_of(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A result as rows of a table: one for each of its segments or best labels, or one with its error."""
+    """A result as rows of a table: one for each of its segments or best labels; or one with its error, or no label."""
     common = {name: result[name] for name in ("video", "error", "warning")}
     for scored in result.get("segments") or result.get("scores") or [{}]:
         yield common | scored

@@ -281,8 +281,13 @@ class Page:
         candidates = read_candidates(text, self.limits)
         yield from self.answers(video, candidates, examples=match_examples(examples or (), candidates))
 
-    def why(self, video: str | None, text: str | None, label: str | None) -> tuple[Any, str]:
-        """The picture of `explain` for a label, the best one if none is named; and a problem."""
+    def why(
+        self, video: str | None, text: str | None, label: str | None, examples: list[str] | None
+    ) -> tuple[Any, str]:
+        """The picture of `explain` for a label, the best one by text if none is named; and a problem.
+
+        Examples are left out, which the picture's caption says.
+        """
         try:
             if video is None:
                 raise RefusedError("No video was given: drop one first.")
@@ -293,7 +298,7 @@ class Page:
             why = explain(self.answers.classify, frames, wanted, dict(candidates), **reading)
         except (ValueError, OSError) as error:
             return gr.Image(visible=False), show_problem(" ".join(str(error).split()))
-        caption = f"Why “{why.label}”"
+        caption = f"Why “{why.label}”" + (", by its text, without the example clips" if examples else "")
         return gr.Image(_draw(why.plot()), visible=True, label=caption), ""
 
     def classify(self, video: str, labels: str) -> dict[str, Any]:
@@ -415,7 +420,9 @@ def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), k
             trigger_mode="always_last",  # a click while a timeline is computed counts once that is done
             api_visibility="private",
         )
-        ask.click(page.why, [video, text, label], [why, problem], show_progress_on=ask, api_visibility="private")
+        ask.click(
+            page.why, [video, text, label, shown], [why, problem], show_progress_on=ask, api_visibility="private"
+        )
         file.upload(csv_text, [file, text], text, api_visibility="private")
         address, found = gr.Textbox(visible=False), gr.JSON(visible=False)
         gr.Button(visible=False).click(

@@ -24,14 +24,15 @@ class AnswerOptions:
     """What an answer holds.
 
     Attributes:
-        top_k: number of rows; all by default.
+        top_k: number of rows; all by default. It cuts a set of `coverage` short, which then promises nothing.
         function_to_apply: "softmax"; "sigmoid"; or "none" for exp(logit_scale) times the similarities.
         unknown: add a row "none of these", whose score is the probability that no label of the list is right. The
             other scores are multiplied by what is left.
         threshold: leave out rows with a score below.
-        coverage: keep the smallest set of labels that holds the true one with this probability, on videos like those
-            of the calibration. It may be empty, if the model is right more often than that: then nothing fits as well
-            as the true label does on so many clips.
+        coverage: keep the smallest set of labels that holds the true one with this probability, on videos of the
+            classes that the calibration was fitted on. Of other classes, such as unseen ones, it misses far more often
+            than promised (docs/scores.md has figures). It may be empty, if the model is right more often than that:
+            then nothing fits as well as the true label does on so many clips.
         multi_label: score each label by itself, by the calibration's sigmoid: several may be right, or none.
 
     Raises:

@@ -79,9 +79,9 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             **kwargs: What the answer holds, see `AnswerOptions`: `top_k`, the number of rows, all by default;
                 `function_to_apply`, "softmax", "sigmoid" or "none"; `unknown=True` for a row "none of these";
                 `threshold`, the least score; `coverage`, for the smallest set of labels that holds the true one with
-                this probability; `multi_label=True`, each label by itself. `examples`, a few videos of labels that
-                correct what their texts say: {label: its videos}, an `ExampleSet`, which is read once for many calls,
-                or the file of one; `prompts`, a prompt set's name
+                this probability, on classes that the calibration was fitted on; `multi_label=True`, each label by
+                itself. `examples`, a few videos of labels that correct what their texts say: {label: its videos}, an
+                `ExampleSet`, which is read once for many calls, or the file of one; `prompts`, a prompt set's name
                 ("mote_28") or templates with `{}`; `READING_OPTIONS` (`num_frames`, `num_clips`, …), see
                 `MoTEVideoProcessorKwargs`, by default as saved with the processor; `batch_size` and `num_workers`,
                 as in every pipeline. All of these, and the labels, can be given when the pipeline is made.

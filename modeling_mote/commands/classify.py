@@ -16,9 +16,9 @@ folder per label: they correct what the label's text says, without training.
 CSV (--output x.csv) has the columns video, start, end, label, score, similarity, error, warning: one row for each of
 the best labels of a video, best first, or for each segment, with its start and end in seconds; the similarity is the
 cosine between the video and the label. JSON has the same and, with --window, the scores of every window. A file that
-cannot be read is a row with an error; one that breaks off is scored as far as it goes, with a warning. Beside the
-output, x.csv.progress keeps what is done: the same command again goes on from there, after Ctrl-C or with more videos.
-Remove it to score everything anew.
+cannot be read is a row with an error; one that breaks off is scored as far as it goes, with a warning; a video of
+which --threshold or --coverage leave no label is a row without one. Beside the output, x.csv.progress keeps what is
+done: the same command again goes on from there, after Ctrl-C or with more videos. Remove it to score everything anew.
 
 Exit code: 0; 1 if a file could not be read or something went wrong, said in one sentence; 2 if the command line makes
 no sense; 130 after Ctrl-C, with what was scored kept.
@@ -47,6 +47,7 @@ from .command_line import (
     run_command,
 )
 
+SHOWN_LABELS = 5
 ANSWER_FLAGS = ("function_to_apply", "unknown", "multi_label", "threshold", "coverage")
 
 
@@ -57,7 +58,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_labels(parser)
     parser.add_argument("--examples", help="folder with a folder of videos per label, or a saved set of examples")
     parser.add_argument("--output", help="file to write, .csv or .json")
-    parser.add_argument("--top_k", type=number(1), default=5, help="best labels given per video or window")
+    parser.add_argument(
+        "--top_k",
+        type=number(1),
+        help="best labels given per video or window: 5 by default, with --coverage the whole set",
+    )
     parser.add_argument("--function_to_apply", choices=("softmax", "sigmoid", "none"), help="how scores are made")
     add_flag(parser, "unknown", 'add a row "none of these"; needs a calibration')
     add_flag(parser, "multi_label", "score each label by itself; needs a calibration")
@@ -114,7 +119,9 @@ def run(options: argparse.Namespace) -> int:
 
     videos, labels = options.found, options.names
     classify = load_pipeline(options.model, options.device)
-    scoring: dict[str, Any] = {"top_k": options.top_k, "answering": options.answering}
+    # A set that is cut short no longer holds the true label as surely as it says.
+    most = SHOWN_LABELS if options.coverage is None else None
+    scoring: dict[str, Any] = {"top_k": options.top_k or most, "answering": options.answering}
     if options.examples is not None:
         examples, notes = load_examples(classify, options.examples, options.num_workers)
         scoring["examples"], labels = examples, list(examples.labels) if labels is None else labels
@@ -182,7 +189,7 @@ def print_table(results: Sequence[Mapping[str, Any]]) -> None:
         for position, row in enumerate(rows_of(result)):
             times = [f"{row[name]:.2f}" if name in row else "" for name in ("start", "end")]
             score = f"{row['score']:.3f}" if "score" in row else "-"
-            label = row.get("label") or f"error: {row['error']}"
+            label = row.get("label") or (f"error: {row['error']}" if row["error"] else "no label is left")
             table.append(["" if position else row["video"], *times, score, label])
     columns = [column for column in zip(*table, strict=True) if any(column[1:])]  # no times without --window
     widths = [max(map(width, column)) for column in columns]

@@ -154,6 +154,11 @@ class ClipListConfig(datasets.BuilderConfig):
         for split, listed in self.clips.items():
             if self.classes_are_found and (empty := self.empty_classes(listed)):
                 notes.append(f"{some_of(empty, 'class')} without a clip in split {split} of {self.title}")
+        if described := self.label_set.descriptions:
+            notes.append(
+                f"descriptions of {some_of(list(described), 'class')} left out: rows have names alone; mote evaluate "
+                "and mote classify take such a file, and encode_classes takes its `read_label_file(...).candidates`"
+            )
         words = self.label_set.renamed  # official sets have none: their names are the authors'
         return [*notes, describe_renamed(words)] if words else notes
 

@@ -3,9 +3,11 @@
 import contextlib
 import csv
 import json
+import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from modeling_mote import MoTEForVideoClassification, MoTEModel
 from modeling_mote.commands.command_line import run_command
 from modeling_mote.processing import ExampleSet, MoTEProcessor, MoTEVideoProcessor, classify_windows, encode_classes
 from modeling_mote.processing.files import only_writer
-from modeling_mote.video_scores import KEPT_THUMBNAILS, thin_thumbnails
+from modeling_mote.video_scores import COLUMNS, KEPT_THUMBNAILS, thin_thumbnails
 
 ROOT = Path(__file__).resolve().parents[2]
 MOTE = [sys.executable, "-m", "modeling_mote"]
@@ -132,6 +134,49 @@ def test_one_video(classify, model, folder, tmp_path):
     assert [float(row["score"]) for row in rows] == pytest.approx([row["score"] for row in expected], abs=1e-6)
     assert not any(row[name] for row in rows for name in ("start", "end", "error", "warning"))
     assert "video" in finished.stderr and "100%" in finished.stderr  # the progress bar
+
+
+@pytest.fixture(scope="module")
+def calibrated(model, tmp_path_factory) -> str:
+    """The model, whose sets of any coverage up to 0.9 hold a label whose probability is 0.12 or more."""
+    folder = tmp_path_factory.mktemp("calibrated") / "model"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    sure = -math.log(0.12)
+    config["calibration"] = {
+        "temperature": 1.0,
+        "sigmoid": [1.0, 0.0],
+        "known": [0.0] * 5 + [1.0],
+        "residuals": [sure, sure + 1],
+        "ranks": [9, 10],
+        "num_clips": 10,
+        "num_labels": 8,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_sets_of_labels_are_whole(call, calibrated, folder, tmp_path):
+    labels = [f"{first} {second}" for first in LABELS[:2] for second in (*LABELS, "of")]
+    given = [folder / "b.mp4", "--model", calibrated, "--labels", ", ".join(labels), "--output", tmp_path / "set.json"]
+    options = {"candidate_labels": labels, "coverage": 0.8}
+    expected = pipeline("zero-shot-video-classification", model=calibrated, device="cpu")(given[0], **options)
+    assert len(expected) > 5  # the labels that are shown without a set
+    code, printed, _ = call(*given, "--coverage", 0.8)
+    assert code == 0 and len(printed.splitlines()) == 1 + len(expected)
+    (video,) = json.loads((tmp_path / "set.json").read_text())["videos"]
+    assert [row["label"] for row in video["scores"]] == [row["label"] for row in expected]
+    assert len(call(*given, "--coverage", 0.8, "--top_k", 2)[1].splitlines()) == 3
+    assert len(call(*given)[1].splitlines()) == 6
+
+
+def test_no_label_may_be_left(call, calibrated, folder, tmp_path):
+    given = [folder / "b.mp4", "--model", calibrated, "--labels", "left, right", "--output", tmp_path / "none.csv"]
+    code, printed, errors = call(*given, "--threshold", 0.99)
+    assert code == 0 and "no label is left" in printed and "error" not in printed + errors
+    assert rows_of(tmp_path / "none.csv") == [
+        {name: str(folder / "b.mp4") if name == "video" else "" for name in COLUMNS}
+    ]
 
 
 def test_a_folder_with_bad_files(classify, model, folder, tmp_path):

@@ -316,6 +316,10 @@ def test_names_from_a_file(write, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("id,name\n" + "".join(f"{index},name {index}\n" for index in range(7)))
     assert convert(path, clip, tmp_path / "table", labels=table).config.id2label[6] == "name 6"
+    table.write_text("name,description\n" + "".join(f"name {index},what it shows\n" for index in range(7)))
+    with pytest.raises(ConversionError, match="labels.csv describes classes, .*: give a file of names alone"):
+        convert(path, clip, tmp_path / "described", labels=table)
+    assert not (tmp_path / "described").exists()
 
 
 # --- what the folder is ---

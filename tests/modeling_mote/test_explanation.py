@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from modeling_mote import MoTEForVideoClassification, explain
 from modeling_mote.processing import (
+    ExampleSet,
     MoTEProcessor,
     MoTEVideoProcessor,
     VideoDecodeError,
@@ -167,6 +168,18 @@ def test_descriptions_and_prompts_are_the_pipelines(classify, video):
     rows = classify(video, candidate_labels=described, prompts="plain")
     why = explain(classify, video, "left", described, prompts="plain")
     assert why.score == pytest.approx(next(row["score"] for row in rows if row["label"] == "left"), abs=1e-6)
+
+
+def test_examples_are_left_out_and_said_to_be(classify, video):
+    expected = explain(classify, video, "red", LABELS)
+    examples = ExampleSet.from_videos(classify, {"red": [video[:10]], "green": [video[10:]]})
+    options = {"processor": classify.processor, "tokenizer": classify.tokenizer, "examples": examples}
+    made_with = ZeroShotVideoClassificationPipeline(model=classify.model, **options)
+    with pytest.warns(UserWarning, match="the examples of the pipeline are left out"):
+        why = explain(made_with, video, "red", LABELS)
+    assert (why.score, why.similarity) == (expected.score, expected.similarity)
+    with pytest.raises(ValueError, match="examples only correct: leave them out"):
+        explain(classify, video, "red", LABELS, examples=examples)
 
 
 def test_a_file_has_times(make_classify, write_video, tmp_path):

@@ -547,6 +547,13 @@ def test_video_lists_with_a_label_file(own, cache):
         load_videos(own / "own.csv", "train", **options)
 
 
+def test_descriptions_in_a_label_file_are_said_to_be_left_out(own, cache):
+    (own / "described.csv").write_text("name,description\nyoga,someone stretches\narchery,\n")
+    with pytest.warns(UserWarning, match=r"descriptions of 1 class \(yoga\) left out: rows have names alone"):
+        rows = load_videos(own / "own.csv", "train", label_file=str(own / "described.csv"), cache_dir=cache)
+    assert rows.features["label"].names == ["yoga", "archery"]
+
+
 def test_bad_video_folders(tmp_path, own, clip, cache):
     (tmp_path / "bare").mkdir()
     with pytest.raises(ValueError, match="bare has no folders of classes"):
