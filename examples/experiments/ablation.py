@@ -1,7 +1,7 @@
 """Ablates MoTE on MovingShapes: what experts, merging, MSE and modulation do to trained and to unseen classes.
 
     cd examples/experiments
-    python ablation.py                  # everything on the page; a cut run goes on where it was
+    python ablation.py                  # everything on the page that docs/ablation has no row of; a cut run goes on
     python ablation.py --part paired    # the deciding run alone (paired.py)
     python ablation.py --quick          # all of it in small, to see it work; reports into the output folder
     python ablation.py --redraw         # tables and pictures again, from the rows in docs/ablation
@@ -98,28 +98,30 @@ class Ablation:
         getattr(self, f"compute_{part}")()
 
     def compute_paired(self) -> None:
-        worlds = {data_seed: replace(self.scale.world, seed=data_seed) for data_seed, _ in self.scale.blocks}
-        for world in worlds.values():
-            encode_world(world, self.output)
         units = paired.units(self.scale.seeds, self.scale.lengths, self.scale.blocks)
-        calls = [(unit, worlds[unit.data_seed], self.output) for unit in units]
-        rows = side_by_side(paired.run_unit, self.wanted(calls), self.processes, "trainings")
-        data = {data_seed: load_world(world, self.output) for data_seed, world in worlds.items()}
-        paired_report.keep_runs([(paired.about(self.scale.world, data, units), rows)], self.rows["paired"])
-
-    def wanted(self, calls: list[tuple[paired.Unit, World, Path]]) -> list[tuple[paired.Unit, World, Path]]:
-        return [call for call in calls if not self.so_far or paired.unit_file(*call).is_file()]
+        paired_report.keep_runs([self.run(self.scale.world, units, "paired", "trainings")], self.rows["paired"])
 
     def compute_elsewhere(self) -> None:
         found = []
         for place in self.scale.elsewhere:
-            encode_world(place.world, self.output)
             units = paired.units_elsewhere(place, self.scale.seeds)
-            calls = [(unit, place.world, self.output) for unit in units]
-            rows = side_by_side(paired.run_unit, self.wanted(calls), self.processes, place.title)
-            about = paired.about(place.world, {0: load_world(place.world, self.output)}, units)
+            about, rows = self.run(place.world, units, "elsewhere", place.title)
             found.append((about | {"title": place.title}, rows))
         paired_report.keep_runs(found, self.rows["elsewhere"])
+
+    def run(self, world: World, units: list[paired.Unit], part: str, title: str) -> paired_report.Kept:
+        """The rows of units in a world: those of the part's file, and those that are missing there, computed."""
+        references, rows = paired_report.rows_of(world, self.rows[part])
+        known = {paired.unit_of(row) for row in rows}
+        calls = [(unit, replace(world, seed=unit.data_seed), self.output) for unit in units if unit not in known]
+        if self.so_far:
+            calls = [call for call in calls if paired.unit_file(*call).is_file()]
+        for drawing in dict.fromkeys(drawing for _, drawing, _ in calls):
+            encode_world(drawing, self.output)
+            if str(drawing.seed) not in references:
+                references[str(drawing.seed)] = paired.reference(load_world(drawing, self.output))
+        rows += side_by_side(paired.run_unit, calls, self.processes, title)
+        return paired.about(world, units, references), rows
 
     def compute_survey(self) -> None:
         encode_world(self.scale.world, self.output)
@@ -140,9 +142,9 @@ class Ablation:
         """Writes a part's tables and pictures from its rows; returns the tables."""
         page, rows = self.folder / "ablation.md", self.rows[part]
         if part == "paired":
-            return paired_report.report(paired_report.kept_runs(rows)[0], page, rows.parent)
+            return paired_report.report(paired_report.Run(*paired_report.kept(rows)[0]), page, rows.parent)
         if part == "elsewhere":
-            return paired_report.report_elsewhere(paired_report.kept_runs(rows), page)
+            return paired_report.report_elsewhere([paired_report.Run(*run) for run in paired_report.kept(rows)], page)
         found = json.loads(rows.read_text(encoding="utf-8"))
         return (survey_report.report if part == "survey" else survey_report.report_worlds)(found, page)
 

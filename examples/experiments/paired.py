@@ -2,15 +2,15 @@
 
 A unit is one training: a head, a seed, a number of steps, a drawing of the world's clips and an initialisation.
 Units are ordered so that a run which is cut leaves whole parts: every head of a seed before the next seed, every seed
-of a length before the next length, both lengths of a block before the next block. The claims that are tested were
-fixed before the first unit was computed.
+of a block before the next block, every block of the short training before the long one. The claims that are tested
+were fixed before the first unit was computed.
 """
 
 import base64
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from heads import Variant, fit, modulated, paired_model, temporal_part
 from worlds import COLUMNS, SPLITS, Data, World, load_world, plain_clip, quiet, right_answers, score, unmodulated
 
+from modeling_mote.processing.builders import MovingShapes
 from modeling_mote.processing.files import write_whole
 from modeling_mote.processing.tensor_files import load_tensors, save_tensors
 
@@ -102,7 +103,7 @@ def units(seeds: int, lengths: Sequence[int] = LENGTHS, blocks: Sequence[tuple[i
     """Every unit, in the order in which they are computed."""
     return [
         Unit(head, seed, steps, data_seed, init_scale)
-        for (data_seed, init_scale), steps, seed, head in itertools.product(blocks, lengths, range(seeds), HEADS)
+        for steps, (data_seed, init_scale), seed, head in itertools.product(lengths, blocks, range(seeds), HEADS)
     ]
 
 
@@ -187,7 +188,11 @@ def unit_file(unit: Unit, world: World, output: Path) -> Path:
 
 
 def run_unit(unit: Unit, world: World, output: Path) -> dict[str, Any]:
-    """What was measured of a unit in its drawing of the world, from disk or computed."""
+    """What was measured of a unit in its drawing of the world, from disk or computed.
+
+    Returns:
+        the unit's fields, `norms`, `columns` (lists in the order of `COLUMNS` per mode), and `right`.
+    """
     path = unit_file(unit, world, output)
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -195,9 +200,16 @@ def run_unit(unit: Unit, world: World, output: Path) -> dict[str, Any]:
     quiet()
     data = load_world(world, output)
     model = trained(unit, data, output / "paired_heads" / world.name / f"{unit.name}.safetensors")
-    row = {"unit": asdict(unit), **measure(model, data)}
+    measured = measure(model, data)
+    columns = {mode: list(found.values()) for mode, found in measured["columns"].items()}
+    row = {**asdict(unit), "norms": measured["norms"], "columns": columns, "right": measured["right"]}
     write_whole(path, json.dumps(row))
     return row
+
+
+def unit_of(row: dict[str, Any]) -> Unit:
+    """The unit that a row was measured of."""
+    return Unit(**{each.name: row[each.name] for each in fields(Unit)})
 
 
 # ---------------------------------------------------------------------------------------------------- beside the units
@@ -223,24 +235,25 @@ def probe(data: Data) -> float:
     return (found == data.labels["test"]).double().mean().item()
 
 
-def about(world: World, data: dict[int, Data], units: list[Unit]) -> dict[str, Any]:
-    """What a run is made of: the world, its clips and classes per split, CLIP's and the probe's row per drawing, and
-    the heads, seeds and lengths that make it whole.
+def reference(data: Data) -> dict[str, Any]:
+    """CLIP's columns in a drawing of the clips, and the probe's."""
+    clip = plain_clip(data)
+    return {"clip": [round(clip[column], 4) for column in COLUMNS], "probe": round(probe(data), 4)}
+
+
+def about(world: World, units: Sequence[Unit], references: dict[str, Any]) -> dict[str, Any]:
+    """What a run is made of: the world, its clips and classes per split, the heads, seeds and lengths that make it
+    whole, and the `reference` of each drawing.
     """
-    any_drawing = next(iter(data.values()))
-    references = {}
-    for data_seed, each in data.items():
-        clip = plain_clip(each)
-        references[str(data_seed)] = {
-            "clip": [round(clip[column], 4) for column in COLUMNS],
-            "probe": round(probe(each), 4),
-        }
+    config = MovingShapes.BUILDER_CONFIG_CLASS(**asdict(world))
+    classes = {split: len(config.classes(split)) for split in SPLITS}
+    videos = dict.fromkeys(SPLITS, world.eval_videos_per_class) | {"train": world.train_videos_per_class}
     return {
         "world": asdict(world),
         "heads": list(dict.fromkeys(unit.head for unit in units)),
         "seeds": sorted({unit.seed for unit in units}),
         "lengths": sorted({unit.steps for unit in units}),
-        "clips": {split: len(any_drawing.labels[split]) for split in SPLITS},
-        "classes": {split: len(any_drawing.classes[split]) for split in SPLITS},
+        "clips": {split: videos[split] * classes[split] for split in SPLITS},
+        "classes": classes,
         "references": references,
     }

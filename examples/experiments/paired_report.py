@@ -10,6 +10,7 @@ the drawings of the clips are averaged per seed. Two things are uncertain, and a
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -19,10 +20,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from paired import CLAIMS, HEADS, Claim, unpacked
 from reports import save, spread, table, write_tables
-from worlds import COLUMNS, SPLITS
+from worlds import COLUMNS, SPLITS, World
 
 from modeling_mote.processing.files import write_whole
 
+# What a run is made of (`paired.about`), and its rows (`paired.run_unit`).
+Kept = tuple[dict[str, Any], list[dict[str, Any]]]
 RESAMPLES = 2000
 LEVEL = 0.05
 # Colour (told apart by the colour-blind too), marker and place beside the line of a head, per length of training.
@@ -352,27 +355,30 @@ def plot_claims(found: list[dict[str, Any]], path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def keep_runs(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], path: Path) -> None:
-    """Writes runs: a line about each, then a line per unit, whose columns are lists in the order of `COLUMNS`."""
-    lines = []
-    for about, rows in runs:
-        lines.append(about)
-        for row in rows:
-            columns = {mode: list(found.values()) for mode, found in row["columns"].items()}
-            lines.append({**row["unit"], "norms": row["norms"], "columns": columns, "right": row["right"]})
+def keep_runs(runs: list[Kept], path: Path) -> None:
+    """Writes runs: a line about each, then a line per unit."""
+    lines = [line for about, rows in runs for line in (about, *rows)]
     write_whole(path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
-def kept_runs(path: Path) -> list[Run]:
-    """The runs of a file."""
-    runs: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+def kept(path: Path) -> list[Kept]:
+    """What `keep_runs` wrote; nothing of a file that is not there."""
+    runs: list[Kept] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         each = json.loads(line)
         if "references" in each:
             runs.append((each, []))
         else:
             runs[-1][1].append(each)
-    return [Run(*run) for run in runs]
+    return runs
+
+
+def rows_of(world: World, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The references per drawing and the rows that a file holds of a world: they need not be computed again."""
+    for about, rows in kept(path):
+        if about["world"] == asdict(world):
+            return about["references"], rows
+    return {}, []
 
 
 def report(run: Run, page: Path, pictures: Path) -> str:
