@@ -11,9 +11,10 @@ frame is encoded once. Prints the tables. Leaves in `--output` a JSON file per t
 the tables of `ablation.md` and its pictures.
 """
 
+import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -29,7 +30,8 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 from worlds import ROOT, World, encode_world, load_world, quiet
 
-PARTS = ("paired", "elsewhere", "survey", "worlds")
+PARTS = ("paired", "elsewhere", "candidates", "survey", "worlds")
+PAIRED_PARTS = PARTS[:3]  # whose rows are those of `paired.py`
 MOST_SEEDS = 16  # the exact test counts 2^n sign patterns
 
 
@@ -61,6 +63,7 @@ class Scale:
     lengths: tuple[int, ...] = paired.LENGTHS
     blocks: tuple[tuple[int, float], ...] = paired.BLOCKS
     elsewhere: tuple[paired.Elsewhere, ...] = paired.ELSEWHERE
+    candidates: tuple[paired.Elsewhere, ...] = paired.CANDIDATES_WHERE
     survey_seeds: int = 5
     survey_steps: int = survey.STEPS
     grid: tuple[World, ...] = survey.WORLDS
@@ -68,7 +71,8 @@ class Scale:
 
 
 SMALL = World(6, 2, 0.9, train_videos_per_class=2, eval_videos_per_class=3)
-QUICK = Scale(SMALL, 2, (11, 22), ((0, 1.0),), (paired.Elsewhere("small", SMALL, 11, 16),), 1, 22, (SMALL,), 1)
+SMALL_PLACES = (paired.Elsewhere("small", SMALL, 11, 16),)
+QUICK = Scale(SMALL, 2, (11, 22), ((0, 1.0),), SMALL_PLACES, SMALL_PLACES, 1, 22, (SMALL,), 1)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Ablation:
 
     @property
     def rows(self) -> dict[str, Path]:
-        suffixes = {"paired": "jsonl", "elsewhere": "jsonl", "survey": "json", "worlds": "json"}
+        suffixes = {part: "jsonl" if part in PAIRED_PARTS else "json" for part in PARTS}
         return {part: self.folder / "ablation" / f"{part}.{suffix}" for part, suffix in suffixes.items()}
 
     def compute(self, part: str) -> None:
@@ -102,26 +106,46 @@ class Ablation:
         paired_report.keep_runs([self.run(self.scale.world, units, "paired", "trainings")], self.rows["paired"])
 
     def compute_elsewhere(self) -> None:
+        self.compute_places("elsewhere", self.scale.elsewhere, paired.HEADS_ELSEWHERE)
+
+    def compute_candidates(self) -> None:
+        self.compute_places("candidates", self.scale.candidates, ("attention", "mote", *paired.CANDIDATES))
+
+    def compute_places(self, part: str, places: Sequence[paired.Elsewhere], heads: Sequence[str]) -> None:
         found = []
-        for place in self.scale.elsewhere:
-            units = paired.units_elsewhere(place, self.scale.seeds)
-            about, rows = self.run(place.world, units, "elsewhere", place.title)
+        for place in places:
+            about, rows = self.run(
+                place.world, paired.units_elsewhere(place, heads, self.scale.seeds), part, place.title
+            )
             found.append((about | {"title": place.title}, rows))
-        paired_report.keep_runs(found, self.rows["elsewhere"])
+        paired_report.keep_runs(found, self.rows[part])
 
     def run(self, world: World, units: list[paired.Unit], part: str, title: str) -> paired_report.Kept:
-        """The rows of units in a world: those of the part's file, and those that are missing there, computed."""
+        """The rows of units in a world: those that a part's file holds, and the missing ones, computed."""
         references, rows = paired_report.rows_of(world, self.rows[part])
+        for other in PAIRED_PARTS:
+            theirs, found = paired_report.rows_of(world, self.rows[other])
+            references = theirs | references
+            known = {paired.unit_of(row) for row in rows}
+            rows += [row for row in found if paired.unit_of(row) in units and paired.unit_of(row) not in known]
         known = {paired.unit_of(row) for row in rows}
-        calls = [(unit, replace(world, seed=unit.data_seed), self.output) for unit in units if unit not in known]
+        missing = [unit for unit in units if unit not in known]
         if self.so_far:
-            calls = [call for call in calls if paired.unit_file(*call).is_file()]
-        for drawing in dict.fromkeys(drawing for _, drawing, _ in calls):
+            missing = [
+                each for each in missing if paired.unit_file(each, self.drawing(world, each), self.output).is_file()
+            ]
+        for drawing in dict.fromkeys(self.drawing(world, unit) for unit in missing):
             encode_world(drawing, self.output)
             if str(drawing.seed) not in references:
                 references[str(drawing.seed)] = paired.reference(load_world(drawing, self.output))
-        rows += side_by_side(paired.run_unit, calls, self.processes, title)
+        calls = [(group, self.drawing(world, group[0]), self.output) for group in paired.together(missing)]
+        rows += itertools.chain(*side_by_side(paired.run_units, calls, self.processes, title))
         return paired.about(world, units, references), rows
+
+    @staticmethod
+    def drawing(world: World, unit: paired.Unit) -> World:
+        """A unit's drawing of a world's clips."""
+        return replace(world, seed=unit.data_seed)
 
     def compute_survey(self) -> None:
         encode_world(self.scale.world, self.output)
@@ -141,10 +165,12 @@ class Ablation:
     def report(self, part: str) -> str:
         """Writes a part's tables and pictures from its rows; returns the tables."""
         page, rows = self.folder / "ablation.md", self.rows[part]
-        if part == "paired":
-            return paired_report.report(paired_report.Run(*paired_report.kept(rows)[0]), page, rows.parent)
-        if part == "elsewhere":
-            return paired_report.report_elsewhere([paired_report.Run(*run) for run in paired_report.kept(rows)], page)
+        if part in PAIRED_PARTS:
+            runs = [paired_report.Run(*run) for run in paired_report.kept(rows)]
+            if part == "paired":
+                return paired_report.report(runs[0], page, rows.parent)
+            claims = paired.CLAIMS if part == "elsewhere" else paired.CANDIDATE_CLAIMS
+            return paired_report.report_places(runs, part, claims, page)
         found = json.loads(rows.read_text(encoding="utf-8"))
         return (survey_report.report if part == "survey" else survey_report.report_worlds)(found, page)
 
@@ -176,7 +202,7 @@ def ablate(arguments: Arguments) -> None:
     if arguments.quick:
         scale, folder = QUICK, output
     ablation = Ablation(scale, output, folder, arguments.processes, arguments.so_far)
-    parts = PARTS[:2] if arguments.so_far else PARTS
+    parts = PAIRED_PARTS if arguments.so_far else PARTS
     for part in parts if arguments.part is None else (arguments.part,):
         if not arguments.redraw:
             ablation.compute(part)

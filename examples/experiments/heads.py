@@ -1,11 +1,13 @@
 """Temporal heads that the experiments compare, and their training on cached frame features."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call, vmap
 from worlds import Cosines, Data, load_clip
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification
@@ -24,6 +26,8 @@ class Variant:
     merge_temperatures: tuple[float | str, ...] = tuple(MoTEConfig.merge_temperatures)
     routing: str = "multinomial"  # or `random`: experts of equal odds
     feed_forwards: str = "trained"  # or `frozen` as they were drawn, or `none`
+    still_penalty: float = 0.0  # weight of the mean square of the temporal part on the clip's mean frame, repeated
+    centred: bool = False  # whether the temporal layers read frames less their clip's mean frame
 
 
 PLAIN = Variant("plain temporal Transformer", experts=1, merging_loss_weight=0.0, mse_loss_weight=0.0)
@@ -34,6 +38,30 @@ FROZEN = replace(CONTROL, title="one expert, frozen as drawn, same losses", feed
 EXPERTS = replace(MOTE, title="experts and routing, no further loss", merging_loss_weight=0.0, mse_loss_weight=0.0)
 # AdamW ignores the scale of a loss, not its proportions: the MSE keeps its share beside 1 + 0.5 cross-entropies.
 NO_MERGING = replace(MOTE, title="MoTE without its merging loss", merging_loss_weight=0.0, mse_loss_weight=0.1 / 1.5)
+# Not of the paper: what a clip shows without moving is CLIP's to judge, so the temporal part should say nothing of it.
+STILL = replace(ATTENTION, title="attention alone, still penalty", still_penalty=0.3)
+CENTRED = replace(ATTENTION, title="attention alone, centred frames", centred=True)
+
+
+class Candidate(MoTEForVideoClassification):
+    """MoTE with what a variant changes and MoTE has no option for."""
+
+    variant = MOTE
+
+    def get_temporal_features(self, frame_embeds: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.variant.centred:
+            frame_embeds = frame_embeds - frame_embeds.mean(-2, keepdim=True)
+        return super().get_temporal_features(frame_embeds, *args, **kwargs)
+
+    def _merged_pass_loss(
+        self, frame_embeds: torch.Tensor, classes: torch.Tensor, labels: torch.Tensor, mixture: Any, *args: Any
+    ) -> torch.Tensor:
+        loss = super()._merged_pass_loss(frame_embeds, classes, labels, mixture, *args)
+        if not self.variant.still_penalty:
+            return loss
+        still = frame_embeds.mean(-2, keepdim=True).expand_as(frame_embeds)
+        moved = self.get_temporal_features(still, mixture).last_hidden_state
+        return loss + self.variant.still_penalty * moved.square().mean()
 
 
 class NoFeedForward(nn.Module):
@@ -52,6 +80,7 @@ def new_model(variant: Variant, data: Data, init_scale: float = 1.0) -> MoTEForV
         init_scale: factor of the standard deviation that the paper's rule draws weights with.
     """
     model = load_clip(
+        Candidate,
         temporal_config={
             "num_hidden_layers": variant.layers,
             "num_experts": variant.experts,
@@ -61,6 +90,7 @@ def new_model(variant: Variant, data: Data, init_scale: float = 1.0) -> MoTEForV
         mse_loss_weight=variant.mse_loss_weight,
         merge_temperatures=variant.merge_temperatures,
     )
+    model.variant = variant
     names = data.names("train")
     model.set_training_classes(names, data.candidates(names))
     freeze(model, image_tower=True)
@@ -84,6 +114,36 @@ def paired_model(variant: Variant, seed: int, data: Data, init_scale: float = 1.
     own = model.temporal_model.state_dict()
     model.temporal_model.load_state_dict({name: drawn[name][: len(weight)] for name, weight in own.items()})
     return model
+
+
+def clip_order(clips: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Indices of the clips of each step, [b]: every clip once before any comes again."""
+    order, queue = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
+    while True:
+        while len(queue) < batch_size:
+            queue = torch.cat([queue, torch.randperm(clips, generator=order)])
+        yield queue[:batch_size]
+        queue = queue[batch_size:]
+
+
+def draws(model: Any, seed: int, step: int, routing: str = "multinomial") -> list[torch.Tensor]:
+    """The mixtures of a step's routed and merged pass, [L, E] each."""
+    draw = step_generator(seed, step)
+    mixture, merge_mixture = model.draw_mixtures(draw)
+    if routing == "random":
+        mixture = F.one_hot(torch.randint(mixture.shape[1], (len(mixture),), generator=draw), mixture.shape[1])
+    return [mixture, merge_mixture]
+
+
+def take_steps(groups: list[dict[str, Any]], steps: int, loss_of: Callable[[int], torch.Tensor]) -> None:
+    """The authors' optimizer and schedule over parameter groups; `loss_of` a step has the gradient."""
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(0, step, steps, epochs=1, warmup_epochs=0.05, lr=group["peak_lr"])
+        loss_of(step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def fit(
@@ -110,25 +170,59 @@ def fit(
         clip_lr: that of the image tower.
         batch_size: clips per step.
     """
-    optimizer = torch.optim.AdamW(parameter_groups(model, lr, clip_lr), fused=True)
-    order = torch.Generator().manual_seed(seed)
-    queue = torch.empty(0, dtype=torch.long)
-    model.train()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(0, step, steps, epochs=1, warmup_epochs=0.05, lr=group["peak_lr"])
-        while len(queue) < batch_size:
-            queue = torch.cat([queue, torch.randperm(len(labels), generator=order)])
-        batch, queue = queue[:batch_size], queue[batch_size:]
-        draw = step_generator(seed, step)
-        mixture, merge_mixture = model.draw_mixtures(draw)
-        if routing == "random":
-            mixture = F.one_hot(torch.randint(mixture.shape[1], (len(mixture),), generator=draw), mixture.shape[1])
+    order = clip_order(len(labels), batch_size, seed)
+
+    def loss_of(step: int) -> torch.Tensor:
+        batch, (mixture, merge_mixture) = next(order), draws(model, seed, step, routing)
         inputs = {name: tensor[batch] for name, tensor in clips.items()}
-        model(**inputs, labels=labels[batch], mixture=mixture, merge_mixture=merge_mixture).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        return model(**inputs, labels=labels[batch], mixture=mixture, merge_mixture=merge_mixture).loss
+
+    model.train()
+    take_steps(parameter_groups(model, lr, clip_lr), steps, loss_of)
     return model.eval()
+
+
+def fit_together(
+    models: Sequence[Any],
+    frame_embeds: torch.Tensor,
+    labels: torch.Tensor,
+    steps: int,
+    seeds: Sequence[int],
+    lr: float = 1e-3,
+    batch_size: int = 32,
+) -> Sequence[Any]:
+    """As `fit` of each model on cached frame features [n, t, d], in less time: heads of one kind, their weights
+    stacked [s, ...], take each step at once.
+    """
+    one, orders = models[0].train(), [clip_order(len(labels), batch_size, seed) for seed in seeds]
+    heads = [dict(model.temporal_model.named_parameters()) for model in models]
+    stacked = {
+        name: torch.stack([head[name].detach() for head in heads]).requires_grad_(weight.requires_grad)
+        for name, weight in heads[0].items()
+    }
+    attention = one.config._attn_implementation
+    one.set_attn_implementation("eager")  # PyTorch's own has no rule for stacked weights
+
+    def loss(head: dict[str, torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        names = ("frame_embeds", "labels", "mixture", "merge_mixture")
+        weights = {f"temporal_model.{name}": weight for name, weight in head.items()}
+        return functional_call(one, weights, kwargs=dict(zip(names, inputs, strict=True))).loss
+
+    def loss_of(step: int) -> torch.Tensor:
+        batches = torch.stack([next(order) for order in orders])
+        mixtures = [torch.stack(each) for each in zip(*(draws(one, seed, step) for seed in seeds), strict=True)]
+        return vmap(loss)(stacked, frame_embeds[batches], labels[batches], *mixtures).sum()
+
+    of_head = {id(weight): name for name, weight in heads[0].items()}
+    (group,) = parameter_groups(one, lr, 0.0)
+    group["params"] = [stacked[of_head[id(weight)]] for weight in group["params"]]
+    take_steps([group], steps, loss_of)
+    one.set_attn_implementation(attention)
+    for place, (model, head) in enumerate(zip(models, heads, strict=True)):
+        for name, weight in head.items():
+            weight.data.copy_(stacked[name][place].detach())
+        model.eval()
+    return models
 
 
 @torch.no_grad()

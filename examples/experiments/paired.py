@@ -1,16 +1,16 @@
 """The deciding run of the ablation: heads that start from the same weights, and what their differences are worth.
 
 A unit is one training: a head, a seed, a number of steps, a drawing of the world's clips and an initialisation.
-Units are ordered so that a run which is cut leaves whole parts: every head of a seed before the next seed, every seed
-of a block before the next block, every block of the short training before the long one. The claims that are tested
-were fixed before the first unit was computed.
+Units are ordered so that a run which is cut leaves whole parts: every head of a block before the next block, every
+block of the short training before the long one; the seeds of a head are trained a few at a time. The claims that are
+tested were fixed before the first unit was computed.
 """
 
 import base64
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,7 +19,7 @@ import heads
 import numpy as np
 import torch
 import torch.nn.functional as F
-from heads import Variant, fit, modulated, paired_model, temporal_part
+from heads import Variant, fit, fit_together, modulated, paired_model, temporal_part
 from worlds import COLUMNS, SPLITS, Data, World, load_world, plain_clip, quiet, right_answers, score, unmodulated
 
 from modeling_mote.processing.builders import MovingShapes
@@ -35,6 +35,10 @@ HEADS: dict[str, Variant] = {
     "no_merging": heads.NO_MERGING,
     "mote": heads.MOTE,
 }
+# Something better than the paper's?
+CANDIDATES = {"still": heads.STILL, "centred": heads.CENTRED}
+VARIANTS = HEADS | CANDIDATES
+TOGETHER = 5  # seeds of a head that are trained at once
 LENGTHS = (400, 1600)
 # Drawing of the clips, and factor of the initial weights' standard deviation. The second, sqrt(512 / 64), gives a
 # width of 64 the feed-forwards that the paper's rule gives the 512 of ViT-B/16.
@@ -59,6 +63,7 @@ class Elsewhere:
     world: World
     steps: int
     batch_size: int
+    data_seed: int = 0
 
 
 # Does it hold in the world that the rule of `survey.py` put second, and in the demo's, by the demo's recipe?
@@ -67,6 +72,11 @@ ELSEWHERE = (
     Elsewhere("the demo's world and recipe", World(24, 4, 0.0), 600, 64),
 )
 HEADS_ELSEWHERE = ("plain", "control", "attention", "mote")
+# Where the candidates are looked at, once: clips that no choice was made on, and the kind of the demo's world.
+CANDIDATES_WHERE = (
+    Elsewhere("new clips of the deciding run's classes", World(12, 2, 0.9, eval_videos_per_class=20), 400, 32, 1),
+    Elsewhere("the demo's world", World(24, 4, 0.0), 400, 32),
+)
 
 CLAIMS = (
     Claim("mote", "plain", "MoTE is above the plain head"),
@@ -77,6 +87,13 @@ CLAIMS = (
     Claim("control", "plain", "the further losses by themselves are above the plain head"),
     Claim("mote", "no_merging", "the merging loss helps"),
     Claim("mote", "no_merging", "the merging loss helps on trained classes", "trained"),
+)
+# Fixed, with the candidates, before either was trained anywhere.
+CANDIDATE_CLAIMS = tuple(
+    Claim(candidate, other, f"{says} is above {named}{where}", column)
+    for candidate, says in (("still", "the still penalty"), ("centred", "centring the frames"))
+    for other, named in (("attention", "attention alone"), ("mote", "MoTE"))
+    for column, where in (("trade_off", ""), ("motions", " on unseen motions"))
 )
 
 
@@ -103,32 +120,43 @@ def units(seeds: int, lengths: Sequence[int] = LENGTHS, blocks: Sequence[tuple[i
     """Every unit, in the order in which they are computed."""
     return [
         Unit(head, seed, steps, data_seed, init_scale)
-        for steps, (data_seed, init_scale), seed, head in itertools.product(lengths, blocks, range(seeds), HEADS)
+        for steps, (data_seed, init_scale), head, seed in itertools.product(lengths, blocks, HEADS, range(seeds))
     ]
 
 
-def units_elsewhere(place: Elsewhere, seeds: int) -> list[Unit]:
-    """The units of another world."""
+def units_elsewhere(place: Elsewhere, heads: Sequence[str], seeds: int) -> list[Unit]:
+    """The units of heads in another world."""
     return [
-        Unit(head, seed, place.steps, batch_size=place.batch_size)
-        for seed, head in itertools.product(range(seeds), HEADS_ELSEWHERE)
+        Unit(head, seed, place.steps, place.data_seed, batch_size=place.batch_size)
+        for head, seed in itertools.product(heads, range(seeds))
     ]
 
 
 # ------------------------------------------------------------------------------------------------------------ one unit
 
 
-def trained(unit: Unit, data: Data, path: Path) -> Any:
-    """The model of a unit, its head from disk or trained."""
-    model = paired_model(HEADS[unit.head], unit.seed, data, unit.init_scale)
-    if path.is_file():
-        weights, _ = load_tensors(path)
-        model.temporal_model.load_state_dict(weights)
-        return model.eval()
-    clips, labels = {"frame_embeds": data.frame_embeds["train"]}, data.labels["train"]
-    fit(model, clips, labels, unit.steps, unit.seed, batch_size=unit.batch_size)
-    save_tensors(model.temporal_model.state_dict(), path)
-    return model
+def head_file(unit: Unit, world: World, output: Path) -> Path:
+    """Where the trained head of a unit is kept."""
+    return output / "paired_heads" / world.name / f"{unit.name}.safetensors"
+
+
+def trained(units: Sequence[Unit], data: Data, world: World, output: Path) -> list[Any]:
+    """The models of units that differ by their seeds alone, their heads from disk or trained together."""
+    models = [paired_model(VARIANTS[unit.head], unit.seed, data, unit.init_scale) for unit in units]
+    paths = [head_file(unit, world, output) for unit in units]
+    new = [place for place, path in enumerate(paths) if not path.is_file()]
+    frames, labels = data.frame_embeds["train"], data.labels["train"]
+    seeds, steps, size = [units[place].seed for place in new], units[0].steps, units[0].batch_size
+    if len(new) == 1:
+        fit(models[new[0]], {"frame_embeds": frames}, labels, steps, seeds[0], batch_size=size)
+    elif new:
+        fit_together([models[place] for place in new], frames, labels, steps, seeds, batch_size=size)
+    for place, (model, path) in enumerate(zip(models, paths, strict=True)):
+        if place in new:
+            save_tensors(model.temporal_model.state_dict(), path)
+        else:
+            model.temporal_model.load_state_dict(load_tensors(path)[0])
+    return [model.eval() for model in models]
 
 
 @torch.no_grad()
@@ -187,24 +215,34 @@ def unit_file(unit: Unit, world: World, output: Path) -> Path:
     return output / "units" / world.name / f"{unit.name}.json"
 
 
-def run_unit(unit: Unit, world: World, output: Path) -> dict[str, Any]:
-    """What was measured of a unit in its drawing of the world, from disk or computed.
+def run_units(units: Sequence[Unit], world: World, output: Path) -> list[dict[str, Any]]:
+    """What was measured of units that differ by their seeds alone in their drawing of a world, from disk or computed.
 
     Returns:
-        the unit's fields, `norms`, `columns` (lists in the order of `COLUMNS` per mode), and `right`.
+        for each the unit's fields, `norms`, `columns` (lists in the order of `COLUMNS` per mode), and `right`.
     """
-    path = unit_file(unit, world, output)
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    torch.set_num_threads(1)
-    quiet()
-    data = load_world(world, output)
-    model = trained(unit, data, output / "paired_heads" / world.name / f"{unit.name}.safetensors")
-    measured = measure(model, data)
-    columns = {mode: list(found.values()) for mode, found in measured["columns"].items()}
-    row = {**asdict(unit), "norms": measured["norms"], "columns": columns, "right": measured["right"]}
-    write_whole(path, json.dumps(row))
-    return row
+    missing = [unit for unit in units if not unit_file(unit, world, output).is_file()]
+    if missing:
+        torch.set_num_threads(1)
+        quiet()
+        data = load_world(world, output)
+        for unit, model in zip(missing, trained(missing, data, world, output), strict=True):
+            measured = measure(model, data)
+            columns = {mode: list(found.values()) for mode, found in measured["columns"].items()}
+            row = {**asdict(unit), "norms": measured["norms"], "columns": columns, "right": measured["right"]}
+            write_whole(unit_file(unit, world, output), json.dumps(row))
+    return [json.loads(unit_file(unit, world, output).read_text(encoding="utf-8")) for unit in units]
+
+
+def together(units: Sequence[Unit]) -> list[list[Unit]]:
+    """The units in groups that are trained at once, each of a head and at most so many seeds."""
+    groups: dict[Unit, list[list[Unit]]] = {}
+    for unit in units:
+        of_head = groups.setdefault(replace(unit, seed=0), [[]])
+        if len(of_head[-1]) == TOGETHER:
+            of_head.append([])
+        of_head[-1].append(unit)
+    return [group for of_head in groups.values() for group in of_head]
 
 
 def unit_of(row: dict[str, Any]) -> Unit:

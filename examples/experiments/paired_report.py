@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from paired import CLAIMS, HEADS, Claim, unpacked
+from paired import CLAIMS, HEADS, VARIANTS, Claim, unpacked
 from reports import save, spread, table, write_tables
-from worlds import COLUMNS, SPLITS, World
+from worlds import COLUMNS, SPLITS, UNSEEN, World
 
 from modeling_mote.processing.files import write_whole
 
 # What a run is made of (`paired.about`), and its rows (`paired.run_unit`).
 Kept = tuple[dict[str, Any], list[dict[str, Any]]]
+SPLIT_OF = dict(zip(("trained", *UNSEEN), SPLITS[1:], strict=True))
 RESAMPLES = 2000
 LEVEL = 0.05
 # Colour (told apart by the colour-blind too), marker and place beside the line of a head, per length of training.
@@ -149,7 +150,7 @@ class Run:
                 )
                 for split in SPLITS[1:]
             }  # [drawings, seeds, resamples]
-            scores = trade_offs(accuracies) if column == "trade_off" else accuracies["test"]
+            scores = trade_offs(accuracies) if column == "trade_off" else accuracies[SPLIT_OF[column]]
             per_seed = scores.mean(0).T  # [resamples, seeds]
             found[head] = np.take_along_axis(per_seed, seeds, axis=1).mean(1)
         return found
@@ -232,7 +233,7 @@ def heads_table(run: Run, init: float, steps: int) -> str:
     probe = f"{100 * mean(each['probe'] for each in references):.1f}"
     body.append(["a linear classifier of the mean frame", probe, *[""] * (len(COLUMNS) - 1)])
     for name in run.whole_heads(init, steps):
-        body.append([HEADS[name].title, *(spread(run.values(init, steps, name, column)) for column in COLUMNS)])
+        body.append([VARIANTS[name].title, *(spread(run.values(init, steps, name, column)) for column in COLUMNS)])
     return table(["top-1, %", *COLUMNS.values()], body)
 
 
@@ -263,7 +264,7 @@ def modulation_table(run: Run, init: float) -> str:
         if name not in run.whole_heads(init, steps):
             continue
         cells = (spread(run.values(init, steps, name, column, mode)) for column in COLUMNS)
-        body.append([f"{HEADS[name].title}, {steps} steps, {MODES[mode]}", *cells])
+        body.append([f"{VARIANTS[name].title}, {steps} steps, {MODES[mode]}", *cells])
     return table(["top-1, %", *COLUMNS.values()], body)
 
 
@@ -402,16 +403,19 @@ def report(run: Run, page: Path, pictures: Path) -> str:
     return "\n\n".join(f"{name}\n{shown}" for name, shown in tables.items())
 
 
-def report_elsewhere(runs: list[Run], page: Path) -> str:
-    """Fills in the tables of the other worlds: what each head scores, and MoTE's differences to the others."""
-    tables, lines = {}, []
+def report_places(runs: list[Run], part: str, claims: Sequence[Claim], page: Path) -> str:
+    """Fills in the tables of other worlds: what each head scores, and the claims, tested together over all worlds."""
+    tables, found = {}, []
     for place, run in enumerate(runs):
         if not run.lengths(1.0):
             continue
-        tables[f"elsewhere_{place}"] = heads_table(run, 1.0, run.lengths(1.0)[0])
-        claims = [claim for claim in CLAIMS if {claim.ours, claim.other} <= set(run.heads)]
-        for verdict in verdicts(run, 1.0, claims):
-            lines.append([f"{run.about['title']}: {verdict['claim'].says}", *cells_of(verdict)])
-    tables["elsewhere"] = table(["claim", "points", "95 % interval", "p (Holm)", "holds"], lines)
+        tables[f"{part}_{place}"] = heads_table(run, 1.0, run.lengths(1.0)[0])
+        shared = [claim for claim in claims if {claim.ours, claim.other} <= set(run.heads)]
+        found += [(run, verdict) for verdict in verdicts(run, 1.0, shared)]
+    lines = []
+    for (run, verdict), p in zip(found, holm([verdict["p"] for _, verdict in found]), strict=True):
+        said = cells_of(verdict | {"holm": p})
+        lines.append([f"{run.about['title']}: {verdict['claim'].says}", *said])
+    tables[part] = table(["claim", "points", "95 % interval", "p (Holm)", "holds"], lines)
     write_tables(page, tables)
     return "\n\n".join(f"{name}\n{shown}" for name, shown in tables.items())

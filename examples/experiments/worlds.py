@@ -85,9 +85,9 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def load_clip(**config: Any) -> MoTEForVideoClassification:
+def load_clip(kind: type[MoTEForVideoClassification] = MoTEForVideoClassification, **config: Any) -> Any:
     """The tiny CLIP with a new head, drawn from PyTorch's generator."""
-    return MoTEForVideoClassification.from_pretrained(CLIP, num_frames=NUM_FRAMES, dtype=torch.float32, **config)
+    return kind.from_pretrained(CLIP, num_frames=NUM_FRAMES, dtype=torch.float32, **config)
 
 
 def read_clips(builder: MovingShapes, split: str, first: int | None = None) -> Iterator[dict[str, Any]]:
