@@ -72,10 +72,10 @@ ELSEWHERE = (
     Elsewhere("the demo's world and recipe", World(24, 4, 0.0), 600, 64),
 )
 HEADS_ELSEWHERE = ("plain", "control", "attention", "mote")
-# Where the candidates are looked at, once: clips that no choice was made on, and the kind of the demo's world.
+# Where the candidates are looked at, once: drawings of the clips that no choice was made on.
 CANDIDATES_WHERE = (
     Elsewhere("new clips of the deciding run's classes", World(12, 2, 0.9, eval_videos_per_class=20), 400, 32, 1),
-    Elsewhere("the demo's world", World(24, 4, 0.0), 400, 32),
+    Elsewhere("new clips of the demo's classes", World(24, 4, 0.0), 400, 32, 7),
 )
 
 CLAIMS = (
