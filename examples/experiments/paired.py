@@ -38,7 +38,7 @@ HEADS: dict[str, Variant] = {
 # Something better than the paper's?
 CANDIDATES = {"still": heads.STILL, "centred": heads.CENTRED}
 VARIANTS = HEADS | CANDIDATES
-TOGETHER = 5  # seeds of a head that are trained at once
+TOGETHER = 10  # seeds of a head that are trained at once
 LENGTHS = (400, 1600)
 # Drawing of the clips, and factor of the initial weights' standard deviation. The second, sqrt(512 / 64), gives a
 # width of 64 the feed-forwards that the paper's rule gives the 512 of ViT-B/16.
