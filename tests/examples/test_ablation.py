@@ -109,6 +109,48 @@ def test_heads_train_with_what_they_name(trained, name):
     assert not torch.equal(model.temporal_model.layers[0].self_attn.q_proj.weight, theirs)
 
 
+@pytest.mark.parametrize("name", ["mote", "frozen", "still"])
+def test_heads_trained_together_are_those_trained_alone(data, name):
+    import heads
+    import paired
+
+    clips, labels = data.frame_embeds["train"], data.labels["train"]
+    alone, together = ([heads.paired_model(paired.VARIANTS[name], seed, data) for seed in (0, 1)] for _ in range(2))
+    for seed, model in enumerate(alone):
+        heads.fit(model, {"frame_embeds": clips}, labels, STEPS, seed)
+    drawn = {key: weight.clone() for key, weight in together[1].temporal_model.state_dict().items()}
+    heads.fit_together(together, clips, labels, STEPS, (0, 1))
+    for one, other in zip(alone, together, strict=True):
+        assert not other.training and other.config._attn_implementation == one.config._attn_implementation
+        theirs = other.temporal_model.state_dict()
+        for key, weight in one.temporal_model.state_dict().items():
+            torch.testing.assert_close(theirs[key], weight, rtol=0, atol=1e-5)
+    key = "layers.0.self_attn.q_proj.weight"
+    assert (theirs[key] - drawn[key]).abs().max() > 1e-3
+
+
+def test_candidates_are_what_they_say(data):
+    """The still penalty's loss and the centred frames' features, written out a second way."""
+    import heads
+
+    frames, labels = data.frame_embeds["train"][:6], data.labels["train"][:6]
+    attention, still, centred = (
+        heads.paired_model(variant, 0, data).train() for variant in (heads.ATTENTION, heads.STILL, heads.CENTRED)
+    )
+    mixtures = dict(zip(("mixture", "merge_mixture"), heads.draws(attention, 0, 3), strict=True))
+    of_attention, of_still = (
+        model(frame_embeds=frames, labels=labels, **mixtures).loss for model in (attention, still)
+    )
+    mean_frame = torch.stack([clip.sum(0) / len(clip) for clip in frames])
+    on_still = attention.temporal_model(mean_frame[:, None].repeat(1, 8, 1)).last_hidden_state
+    assert (of_still - of_attention).item() == pytest.approx(0.3 * (on_still**2).sum().item() / on_still.numel())
+    expected = attention.temporal_model(frames - mean_frame[:, None]).last_hidden_state
+    torch.testing.assert_close(centred.get_temporal_features(frames).last_hidden_state, expected)
+    torch.testing.assert_close(
+        attention.get_temporal_features(frames).last_hidden_state, still.temporal_model(frames)[0]
+    )
+
+
 def test_scores_are_the_models_own(data, mote):
     """Every column as `MoTEForVideoClassification` itself scores it, with modulation and without."""
     import survey
@@ -272,6 +314,9 @@ def test_a_head_counts_once_it_is_whole(tmp_path):
     assert len(whole) == len(part) + 2 == 16
     assert min(each["holm"] for each in part) == min(1, 16 * min(each["p"] for each in part))
     assert "not computed yet" in paired_report.report(cut, tmp_path / "page.md", tmp_path)
+    cut.about["title"] = "here"
+    shown = paired_report.report_places([cut], "elsewhere", paired.CLAIMS, tmp_path / "page.md")
+    assert shown.count("| here: ") == len(part) and "MoTE is above an expert that never learns" not in shown
     cut = paired_report.Run(run.about, rows[:-1])
     assert cut.drawings(1.0, 20, "plain") == [0, 1] and cut.drawings(1.0, 20, "mote") == [0]
     with pytest.raises(ValueError, match="No two heads"):
@@ -298,36 +343,59 @@ def test_report_names_what_is_shown_and_what_is_not(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- command
 
 
-def test_units_come_seed_by_seed_length_by_length_and_block_by_block():
+def test_units_come_head_by_head_block_by_block_and_length_by_length():
     import paired
 
     units = paired.units(2)
     heads, lengths = len(paired.HEADS), len(paired.LENGTHS)
     assert len(units) == len(set(units)) == 2 * heads * lengths * len(paired.BLOCKS)
-    assert {(unit.seed, unit.steps, unit.data_seed) for unit in units[:heads]} == {(0, paired.LENGTHS[0], 0)}
-    assert {unit.steps for unit in units[: 2 * heads]} == {paired.LENGTHS[0]}
-    assert {(unit.data_seed, unit.init_scale) for unit in units[: 2 * heads * lengths]} == {(0, 1.0)}
+    assert {unit.head for unit in units[:2]} == {"plain"} and {unit.seed for unit in units[:2]} == {0, 1}
+    assert {(unit.data_seed, unit.init_scale) for unit in units[: 2 * heads]} == {(0, 1.0)}
+    assert {unit.steps for unit in units[: len(units) // 2]} == {paired.LENGTHS[0]}
+    groups = paired.together(paired.units(paired.TOGETHER + 1))
+    assert [len(group) for group in groups[:2]] == [paired.TOGETHER, 1]
+    assert all(len({dataclasses.replace(unit, seed=0) for unit in group}) == 1 for group in groups)
 
 
-def test_unit_is_computed_once_per_world(data, tmp_path, monkeypatch):
-    import ablation
+def test_units_are_computed_once_per_world(data, tmp_path, monkeypatch):
     import paired
     import survey
 
     monkeypatch.setattr(paired, "load_world", lambda world, output: data)
-    unit = paired.Unit("plain", 0, STEPS, 0, 1.0)
-    row = paired.run_unit(unit, survey.WORLD, tmp_path)
-    (path,) = (tmp_path / "units").rglob("*.json")
-    written = path.stat().st_mtime_ns
-    assert paired.run_unit(unit, survey.WORLD, tmp_path) == row and path.stat().st_mtime_ns == written
-    path.unlink()  # its head is kept
-    assert paired.run_unit(unit, survey.WORLD, tmp_path) == row
-    paired.run_unit(unit, survey.WORLDS[0], tmp_path)
-    paired.run_unit(dataclasses.replace(unit, batch_size=16), survey.WORLD, tmp_path)
-    assert len(list((tmp_path / "units").rglob("*.json"))) == 3
-    calls = [(dataclasses.replace(unit, seed=seed), survey.WORLD, tmp_path) for seed in (0, 1)]
-    assert ablation.Ablation(ablation.QUICK, tmp_path, tmp_path, 1, so_far=True).wanted(calls) == calls[:1]
-    assert ablation.Ablation(ablation.QUICK, tmp_path, tmp_path, 1).wanted(calls) == calls
+    units = [paired.Unit("plain", seed, STEPS, 0, 1.0) for seed in (0, 1)]
+    rows = paired.run_units(units, survey.WORLD, tmp_path)
+    assert [paired.unit_of(row) for row in rows] == units
+    paths = [paired.unit_file(unit, survey.WORLD, tmp_path) for unit in units]
+    written = [path.stat().st_mtime_ns for path in paths]
+    assert paired.run_units(units, survey.WORLD, tmp_path) == rows
+    assert [path.stat().st_mtime_ns for path in paths] == written
+    paths[0].unlink()  # its head is kept
+    assert paired.run_units(units, survey.WORLD, tmp_path) == rows and paths[1].stat().st_mtime_ns == written[1]
+    paired.run_units(units[:1], survey.WORLDS[0], tmp_path)
+    paired.run_units([dataclasses.replace(units[0], batch_size=16)], survey.WORLD, tmp_path)
+    assert len(list((tmp_path / "units").rglob("*.json"))) == 4
+
+
+def test_rows_beside_the_page_count_as_computed(tmp_path):
+    """No clip is drawn and no head trained for a unit whose row is there; in another world it is another unit."""
+    import ablation
+    import paired
+    import paired_report
+
+    small = ablation.QUICK.world
+    units = paired.units(2, (10, 20), ((0, 1.0),))
+    rows = list(run_of(seeds=2).rows.values())
+    about = paired.about(small, units, {"0": {"clip": [0.5] * 9, "probe": 0.9}})
+    there = ablation.Ablation(ablation.QUICK, tmp_path / "run", tmp_path / "report", 1)
+    paired_report.keep_runs([(about, rows)], there.rows["paired"])
+    assert there.run(small, units, "paired", "trainings") == (about, rows)
+    few = [unit for unit in units if unit.head == "mote"]
+    assert [paired.unit_of(row) for row in there.run(small, few, "elsewhere", "trainings")[1]] == few
+    so_far = dataclasses.replace(there, so_far=True)
+    assert so_far.run(dataclasses.replace(small, static_cue=0.0), units, "paired", "trainings")[1] == []
+    more = [*units, dataclasses.replace(units[0], seed=2)]
+    assert so_far.run(small, more, "paired", "trainings")[1] == rows
+    assert not (tmp_path / "run").exists()
 
 
 def test_rule_of_the_world():
@@ -389,6 +457,8 @@ def test_quick_run_resumes(tmp_path):
     assert "one expert, same losses (control)" in tables and "one list: unseen" in tables
 
     rows[0].unlink()
+    for kept in (tmp_path / "run" / "ablation").glob("*.jsonl"):  # or the row would be taken from there
+        kept.unlink()
     again = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert again.returncode == 0, again.stderr
     assert rows[0].is_file()
