@@ -109,7 +109,7 @@ def test_heads_train_with_what_they_name(trained, name):
     assert not torch.equal(model.temporal_model.layers[0].self_attn.q_proj.weight, theirs)
 
 
-@pytest.mark.parametrize("name", ["mote", "frozen", "still"])
+@pytest.mark.parametrize("name", ["mote", "still"])
 def test_heads_trained_together_are_those_trained_alone(data, name):
     import heads
     import paired
@@ -124,7 +124,8 @@ def test_heads_trained_together_are_those_trained_alone(data, name):
         assert not other.training and other.config._attn_implementation == one.config._attn_implementation
         theirs = other.temporal_model.state_dict()
         for key, weight in one.temporal_model.state_dict().items():
-            torch.testing.assert_close(theirs[key], weight, rtol=0, atol=1e-5)
+            if not key.endswith("k_proj.bias"):  # adds the same to every score: its gradient is rounding alone
+                torch.testing.assert_close(theirs[key], weight, rtol=0, atol=1e-5)
     key = "layers.0.self_attn.q_proj.weight"
     assert (theirs[key] - drawn[key]).abs().max() > 1e-3
 
@@ -320,7 +321,7 @@ def test_a_head_counts_once_it_is_whole(tmp_path):
     cut = paired_report.Run(run.about, rows[:-1])
     assert cut.drawings(1.0, 20, "plain") == [0, 1] and cut.drawings(1.0, 20, "mote") == [0]
     with pytest.raises(ValueError, match="No two heads"):
-        paired_report.report(paired_report.Run(run.about, rows[:5]), tmp_path / "page.md", tmp_path)
+        paired_report.report(paired_report.Run(run.about, rows[:3]), tmp_path / "page.md", tmp_path)
 
 
 def test_report_names_what_is_shown_and_what_is_not(tmp_path):
