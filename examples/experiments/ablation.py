@@ -109,7 +109,7 @@ class Ablation:
         self.compute_places("elsewhere", self.scale.elsewhere, paired.HEADS_ELSEWHERE)
 
     def compute_candidates(self) -> None:
-        self.compute_places("candidates", self.scale.candidates, ("attention", "mote", *paired.CANDIDATES))
+        self.compute_places("candidates", self.scale.candidates, ("plain", "attention", "mote", *paired.CANDIDATES))
 
     def compute_places(self, part: str, places: Sequence[paired.Elsewhere], heads: Sequence[str]) -> None:
         found = []

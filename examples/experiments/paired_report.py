@@ -405,15 +405,16 @@ def report(run: Run, page: Path, pictures: Path) -> str:
 
 def report_places(runs: list[Run], part: str, claims: Sequence[Claim], page: Path) -> str:
     """Fills in the tables of other worlds: what each head scores, and the claims, tested together over all worlds."""
-    tables, found = {}, []
+    tables, found, planned = {}, [], 0
     for place, run in enumerate(runs):
-        if not run.lengths(1.0):
-            continue
-        tables[f"{part}_{place}"] = heads_table(run, 1.0, run.lengths(1.0)[0])
         shared = [claim for claim in claims if {claim.ours, claim.other} <= set(run.heads)]
-        found += [(run, verdict) for verdict in verdicts(run, 1.0, shared)]
+        planned += len(shared) * len(run.all_lengths)
+        if run.lengths(1.0):
+            tables[f"{part}_{place}"] = heads_table(run, 1.0, run.lengths(1.0)[0])
+            found += [(run, verdict) for verdict in verdicts(run, 1.0, shared)]
     lines = []
-    for (run, verdict), p in zip(found, holm([verdict["p"] for _, verdict in found]), strict=True):
+    values = [verdict["p"] for _, verdict in found]
+    for (run, verdict), p in zip(found, holm(values + [1.0] * (planned - len(found))), strict=False):
         said = cells_of(verdict | {"holm": p})
         lines.append([f"{run.about['title']}: {verdict['claim'].says}", *said])
     tables[part] = table(["claim", "points", "95 % interval", "p (Holm)", "holds"], lines)
