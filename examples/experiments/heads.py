@@ -40,6 +40,7 @@ EXPERTS = replace(MOTE, title="experts and routing, no further loss", merging_lo
 NO_MERGING = replace(MOTE, title="MoTE without its merging loss", merging_loss_weight=0.0, mse_loss_weight=0.1 / 1.5)
 # Not of the paper: what a clip shows without moving is CLIP's to judge, so the temporal part should say nothing of it.
 STILL = replace(ATTENTION, title="attention alone, still penalty", still_penalty=0.3)
+STILL_MOTE = replace(MOTE, title="MoTE, still penalty", still_penalty=0.3)
 CENTRED = replace(ATTENTION, title="attention alone, centred frames", centred=True)
 
 
