@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from accelerate import Accelerator
 
 from .loading import CheckpointError, load_model, load_processor
+from .modeling_mote import MoTEModel
 from .processing.builders import load_videos
 from .processing.calibration import Calibration, fit_calibration
 from .processing.clips import VideoClips
 from .processing.files import whole_folder, write_whole
 from .processing.prompts import encode_classes
-from .training import validate
+from .training import ScoredClips, validate
 
 
 def calibrate(
@@ -57,12 +59,11 @@ def calibrate(
     rows: Any = load_videos(data, split, **options)
     clips = VideoClips(rows, processor.video_processor, processor.num_frames, "uniform")
     classes = encode_classes(loaded, processor, rows.features["label"].names)
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    kept: list[ScoredClips] = []
     measured = validate(loaded, clips, accelerator, batch_size, num_workers, kept, classes)
     if not kept:
         raise ValueError(f"{data} holds no clip that can be read: {next(iter(measured['bad_clips'].items()))}.")
-    cosines, labels = (torch.cat(each) for each in zip(*kept, strict=True))
-    found = fit_calibration(cosines, labels)
+    found = fit_to_clips(loaded, kept, classes)
     if output is None:
         _write_into(Path(model), found)
         return found, measured
@@ -77,6 +78,29 @@ def calibrate(
     return found, measured
 
 
+@torch.no_grad()
+def fit_to_clips(model: MoTEModel, kept: Sequence[ScoredClips], class_embeds: torch.Tensor) -> Calibration:
+    """The calibration of clips that were scored, each list of labels with the modulation that it has.
+
+    Args:
+        model: that scored them.
+        kept: what it gave, some clips at a time.
+        class_embeds: L2-normalised features of all classes, [c, d].
+
+    Raises:
+        ValueError: as `fit_calibration`.
+    """
+    cosines, labels, frames, temporal = (torch.cat(each) for each in zip(*kept, strict=True))
+
+    def score(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        # Modulation and the mean over frames commute: a clip is its mean frame, [r, 1, d].
+        means = (each[rows, None].to(class_embeds.device) for each in (frames, temporal))
+        logits, *_ = model.score_modulated(*means, class_embeds[columns.to(class_embeds.device)])
+        return logits.float() / model.logit_scale.float().exp()
+
+    return fit_calibration(cosines, labels, score)
+
+
 def _write_into(folder: Path, calibration: Calibration) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_whole(
@@ -85,4 +109,4 @@ def _write_into(folder: Path, calibration: Calibration) -> None:
     )
 
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "fit_to_clips"]

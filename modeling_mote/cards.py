@@ -125,8 +125,8 @@ def describe_calibration(known: Calibration | None) -> str:
         f"Calibrated on {known.num_clips} labelled clips of {known.num_labels} classes: temperature "
         f"{known.temperature:.4g} of the cosines, each label by itself sigmoid({known.sigmoid[0]:.4g} · cosine "
         f'{known.sigmoid[1]:+.4g}). `unknown=True` adds "none of these", `coverage=0.9` gives the smallest set of '
-        "labels that holds the true one so often, `multi_label=True` scores each label by itself. Lists of another "
-        "length and videos of another kind shift all of these: calibrate on clips of your own."
+        "labels that holds the true one so often, `multi_label=True` scores each label by itself. Other classes, "
+        "lists of another length and videos of another kind shift all of these: calibrate on clips of your own."
     )
 
 

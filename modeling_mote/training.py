@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -295,6 +295,29 @@ class TrainStep:
 # ---------------------------------------------------------------------------------------------------------- validation
 
 
+class ScoredClips(NamedTuple):
+    """What a calibration is fitted to, float32 on the CPU.
+
+    Attributes:
+        cosines: to all classes, [b, c].
+        labels: index of the true class, [b].
+        frame_embeds: mean frame features e, [b, d].
+        temporal_embeds: mean temporal features h, [b, d].
+    """
+
+    cosines: torch.Tensor
+    labels: torch.Tensor
+    frame_embeds: torch.Tensor
+    temporal_embeds: torch.Tensor
+
+    @classmethod
+    def of(cls, model: Any, outputs: Any, frames: torch.Tensor, labels: torch.Tensor) -> "ScoredClips":
+        """Those of a forward of frame features [b, t, d]."""
+        temporal = outputs.temporal_model_output.last_hidden_state
+        cosines = outputs.logits.float() / model.logit_scale.float().exp()
+        return cls(*(each.cpu() for each in (cosines, labels, frames.float().mean(1), temporal.float().mean(1))))
+
+
 @torch.no_grad()
 def validate(
     model: MoTEForVideoClassification,
@@ -302,7 +325,7 @@ def validate(
     accelerator: Accelerator,
     batch_size: int = 64,
     num_workers: int = 0,
-    kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    kept: list[ScoredClips] | None = None,
     class_embeds: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Top-1 over the training classes or others; every clip counts once, one that can't be read as wrong.
@@ -313,7 +336,7 @@ def validate(
         accelerator: divides the clips between the processes.
         batch_size: clips per process and forward.
         num_workers: reading processes of each process.
-        kept: takes the cosines [b, c] and the labels [b] of the clips of all processes, if it is given.
+        kept: takes what a calibration is fitted to, of the clips of all processes, if it is given.
         class_embeds: features of other classes, [c, d].
 
     Returns:
@@ -329,12 +352,16 @@ def validate(
         for batch in read:
             unread += [(clips.name(index), message) for index, _, message in batch["errors"]]
             if len(batch["labels"]):
-                labels = batch["labels"].to(accelerator.device)
+                labels, inputs = batch["labels"].to(accelerator.device), clips.inputs(batch, accelerator.device)
                 with accelerator.autocast():
-                    logits = model(**clips.inputs(batch, accelerator.device), **classes).logits  # [b, c]
+                    frames = inputs.get("frame_embeds")
+                    if frames is None:
+                        frames = model.get_frame_features(**inputs, return_dict=True).pooler_output
+                    outputs = model(frame_embeds=frames, return_dict=True, **classes)
+                logits = outputs.logits  # [b, c]
                 right = logits.argmax(-1) == labels
                 if kept is not None:
-                    scored_here.append(((logits.float() / model.logit_scale.float().exp()).cpu(), labels.cpu()))
+                    scored_here.append(ScoredClips.of(model, outputs, frames, labels))
                 counts += torch.stack([right.sum(), torch.tensor(len(right), device=right.device)])
     if kept is not None:
         kept += gather_object(scored_here) if accelerator.num_processes > 1 else scored_here
@@ -383,6 +410,7 @@ __all__ = [
     "SCHEDULES",
     "BadClips",
     "Batches",
+    "ScoredClips",
     "StepResult",
     "TrainStep",
     "fitting_batch_size",

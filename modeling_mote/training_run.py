@@ -22,16 +22,27 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from . import __version__
+from .calibrate import fit_to_clips
 from .cards import training_card
 from .checkpoints import Checkpoints
 from .feature_cache import fingerprint
 from .frame_features import clip_identity
 from .modeling_mote import MoTEForVideoClassification
 from .processing import MoTEProcessor
-from .processing.calibration import calibration_of, fit_calibration
+from .processing.calibration import calibration_of
 from .processing.clip_batches import ClipBatches
 from .processing.files import whole_file, whole_folder, write_whole
-from .training import SCHEDULES, BadClips, Batches, StepResult, TrainStep, freeze, parameter_groups, validate
+from .training import (
+    SCHEDULES,
+    BadClips,
+    Batches,
+    ScoredClips,
+    StepResult,
+    TrainStep,
+    freeze,
+    parameter_groups,
+    validate,
+)
 
 PLOT_SECONDS = 30  # at least, between two drawings of the curves
 
@@ -266,11 +277,11 @@ class TrainingRun:
 
     def measure(self) -> dict[str, Any]:
         """Validate, fit what scores mean to the same clips, and save the model if it is the best so far."""
-        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        kept: list[ScoredClips] = []
         self.measured = validate(
             self.weights, self.validation, self.accelerator, self.settings.batch_size, self.num_workers, kept
         )
-        self.weights.config.calibration = _calibration(kept)
+        self.weights.config.calibration = _calibration(self.weights, kept)
         if self.measured["accuracy"] > self.best:
             self.best = self.measured["accuracy"]
             self.save_model(self.output / "best")
@@ -368,13 +379,12 @@ def train(run: TrainingRun) -> dict[str, Any]:
     return run.record()
 
 
-def _calibration(kept: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any] | None:
-    """What scores mean by the cosines and labels of validation clips; None if they are too few to tell."""
+def _calibration(model: MoTEForVideoClassification, kept: list[ScoredClips]) -> dict[str, Any] | None:
+    """What scores over the training classes mean by validation clips; None if they are too few to tell."""
     if not kept:
         return None
-    cosines, labels = (torch.cat(each) for each in zip(*kept, strict=True))
     try:
-        return fit_calibration(cosines, labels).to_dict()
+        return fit_to_clips(model, kept, model.seen_classes.weight).to_dict()
     except ValueError:
         return None
 

@@ -8,17 +8,20 @@ Shapes: b clips, c candidate labels.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 KEPT_RESIDUALS = 200
 LEAST_CLIPS = 10
+LISTED_CLIPS = 2000  # that lists of labels are drawn for; of more, evenly spread ones
 PRIOR = 1e-2  # pulls weights towards 0, so that clips that are all told apart give finite ones
 STEPS = 100
+# Indices of clips [r] and of labels [k] → cosines [r, k].
+Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,18 @@ def without_true(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return cosines[~F.one_hot(labels, cosines.shape[1]).bool()].view(len(cosines), -1)
 
 
-def fit_calibration(cosines: Any, labels: Any) -> Calibration:
+def fit_calibration(cosines: Any, labels: Any, score: Score | None = None) -> Calibration:
     """Fit a calibration to labelled clips.
 
-    What "none of these" looks like is learned from the same clips: each with its true label left out of the list, in
-    lists of every length up to c.
+    What "none of these" looks like is learned from the same clips: each with its true label in the list and left out
+    of it, in lists of every length up to c; and from the same lists the probability of each label by itself.
 
     Args:
         cosines: of the clips to all labels of the list, [b, c].
         labels: index of each clip's true label, [b].
+        score: cosines of some of the clips to some of the labels alone, of their indices [r] and [k], [r, k]; by
+            default those of `cosines`. With feature modulation a cosine depends on the other labels of the list, so
+            that short lists have to be scored by the model.
 
     Returns:
         The calibration.
@@ -149,13 +155,19 @@ def fit_calibration(cosines: Any, labels: Any) -> Calibration:
         raise ValueError(f"labels must be whole numbers from 0 to {width - 1}")
     truth = truth.long()
     temperature = _fit_temperature(values, truth)
-    is_true = F.one_hot(truth, width).bool()
-    residuals = -(values / temperature).log_softmax(-1)[is_true]
+    residuals = -(values / temperature).log_softmax(-1).gather(1, truth[:, None])[:, 0]
+    lists = list(_draw_lists(score or (lambda rows, columns: values[rows][:, columns]), truth, width))
     ranks = torch.linspace(1, count, min(count, KEPT_RESIDUALS)).round().long()
     return Calibration(
         temperature=temperature,
-        sigmoid=_fit_logistic(values.reshape(-1, 1), is_true.reshape(-1)),
-        known=_fit_known(values, truth),
+        sigmoid=_fit_logistic(
+            torch.cat([each.cosines.reshape(-1, 1) for each in lists]),
+            torch.cat([each.is_true.reshape(-1) for each in lists]),
+        ),
+        known=_fit_logistic(
+            torch.cat([_list_features(each.cosines) for each in lists]),
+            torch.cat([torch.full((len(each.cosines),), each.listed) for each in lists]),
+        ),
         residuals=tuple(residuals.sort().values[ranks - 1].tolist()),
         ranks=tuple(ranks.tolist()),
         num_clips=count,
@@ -175,19 +187,34 @@ def _list_features(cosines: torch.Tensor) -> torch.Tensor:
     return torch.cat([largest, mean, length, largest * length, mean * length], dim=-1)
 
 
-def _fit_known(cosines: torch.Tensor, labels: torch.Tensor) -> tuple[float, ...]:
-    """Logistic regression between lists with and without the true label, of all lengths: 1, 2, 4, ... and c."""
-    generator, width = torch.Generator().manual_seed(0), cosines.shape[1]
-    lengths = [*(2**power for power in range(20) if 2**power < width), width]
-    features, kinds = [], []
-    for length in lengths:
-        for listed in (True, False):
-            order = torch.rand(cosines.shape, generator=generator)
-            order.scatter_(1, labels[:, None], 2.0 if listed else -1.0)  # the true label first, or last
-            chosen = order.argsort(dim=1, descending=True)[:, : length if listed else min(length, width - 1)]
-            features.append(_list_features(cosines.gather(1, chosen)))
-            kinds.append(torch.full((len(cosines),), listed))
-    return _fit_logistic(torch.cat(features), torch.cat(kinds))
+class _List(NamedTuple):
+    """Cosines of some clips to a list of labels, [r, k], which of these are true, [r, k], and whether any is."""
+
+    cosines: torch.Tensor
+    is_true: torch.Tensor
+    listed: bool
+
+
+def _draw_lists(score: Score, labels: torch.Tensor, width: int) -> Iterator[_List]:
+    """Lists of 1, 2, 4, ... and c labels, and for each length clips whose label is in them and others."""
+    generator = torch.Generator().manual_seed(0)
+    some = torch.linspace(0, len(labels) - 1, min(len(labels), LISTED_CLIPS)).round().long()
+
+    def scored(columns: torch.Tensor, of: torch.Tensor, listed: bool) -> Iterator[_List]:
+        rows = some[torch.isin(labels[some], of)]
+        if len(rows):
+            cosines = torch.as_tensor(score(rows, columns)).detach().to("cpu", torch.float64)
+            yield _List(cosines, labels[rows, None] == columns, listed)
+
+    for length in (2**power for power in range(20) if 2**power < width):
+        lists = torch.randperm(width, generator=generator).split(length)  # at least two: every label is in one
+        for own, others in zip(lists, (*lists[1:], lists[0]), strict=True):
+            yield from scored(own, own, listed=True)
+            yield from scored(others, own, listed=False)
+    everything = torch.arange(width)
+    yield from scored(everything, everything, listed=True)
+    for label in everything:
+        yield from scored(everything[everything != label], label[None], listed=False)
 
 
 def _fit_temperature(cosines: torch.Tensor, labels: torch.Tensor) -> float:

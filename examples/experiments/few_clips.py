@@ -6,7 +6,8 @@
 Test clips are the demo's, of its three unseen splits. Example clips are of another seed (`POOL`), and drawn anew for
 every draw. The method was made on the clips of a third seed and another world; nothing was chosen on these. Every
 frame is encoded once. "Training" is the demo's head trained further on the same example clips, from the same weights.
-Prints the tables, and leaves `few_clips.json` in `--output` and the picture in `--picture`.
+Prints the tables, and leaves `few_clips.json` in `--output` and the picture in `--picture`. `--earlier` takes the
+trainings from such a file: a calibration of the same weights changes the rest alone.
 """
 
 import copy
@@ -32,6 +33,7 @@ from modeling_mote.processing.builders import MovingShapes
 from modeling_mote.processing.calibration import calibration_of
 from modeling_mote.processing.example_set import ExampleSet
 from modeling_mote.processing.files import whole_file, write_whole
+from modeling_mote.processing.metrics.confidence import expected_calibration_error
 from modeling_mote.training import freeze
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +59,7 @@ class Options:
     trainings: int = 3  # draws that the head is trained on
     steps: int = 300
     lr: float = 3e-4
+    earlier: str = ""  # few_clips.json of the same weights, whose trainings are taken over
 
 
 @dataclass
@@ -122,6 +125,12 @@ def zero_shot(model: Any, split: Split, modulate: bool = True) -> torch.Tensor:
 @torch.no_grad()
 def with_examples(model: Any, split: Split, chosen: torch.Tensor) -> torch.Tensor:
     """The best label of each test clip by text and the chosen examples, [n]."""
+    return similarities(model, split, chosen)[0].argmax(-1)
+
+
+@torch.no_grad()
+def similarities(model: Any, split: Split, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each test clip to text and the chosen examples, and to the text alone, [n, c] each."""
     labels = split.pool_labels[chosen]
     given = {split.names[index]: split.pool[chosen[labels == index]] for index in labels.unique().tolist()}
     examples = ExampleSet.from_features(model, given)
@@ -129,8 +138,8 @@ def with_examples(model: Any, split: Split, chosen: torch.Tensor) -> torch.Tenso
     logits, *_ = model.score_modulated(split.test, temporal, split.class_embeds)
     logit_scale = float(model.logit_scale.exp())
     scale = softmax_scale(logit_scale, calibration_of(model.config))  # as the pipeline weighs examples
-    found = examples.adapt(model, split.class_embeds, split.names, logits / logit_scale, split.test, temporal, scale)
-    return found.argmax(-1)
+    texts = logits / logit_scale
+    return examples.adapt(model, split.class_embeds, split.names, texts, split.test, temporal, scale), texts
 
 
 def with_training(model: Any, split: Split, chosen: torch.Tensor, seed: int, options: Options) -> torch.Tensor:
@@ -169,15 +178,43 @@ def measure(model: Any, splits: dict[str, Split], options: Options) -> dict[str,
         for shots in tqdm(SHOTS, desc=TITLES[name]):
             draws = [split.draw(shots, seed) for seed in range(options.draws)]
             row["examples"][shots] = spread([top1(with_examples(model, split, each), labels) for each in draws])
+            if options.earlier:
+                continue
             trained = [
                 top1(with_training(model, split, each, seed, options), labels)
                 for seed, each in enumerate(draws[: options.trainings])
             ]
             row["training"][shots] = spread(trained)
+        if options.earlier:
+            row["training"] = json.loads(Path(options.earlier).read_text())["splits"][name]["training"]
+        row["answers"] = answers(model, split, options)
         row["half_the_labels"] = half_the_labels(model, split, options)
         row["short_lists"] = short_lists(model, split, options)
         results[name] = row
     return results
+
+
+def answers(model: Any, split: Split, options: Options, shots: int = 4) -> dict[str, Any]:
+    """What the scores of all labels are worth by the checkpoint's calibration, by text alone and with examples."""
+    known, rows = calibration_of(model.config), {"text alone": [], "examples": []}
+    if known is None:
+        raise ValueError("This model has no calibration: mote calibrate fits one.")
+    right = F.one_hot(split.test_labels, len(split.names)).bool()
+    for seed in range(options.draws):
+        found, texts = similarities(model, split, split.draw(shots, seed))
+        for name, cosines in (("text alone", texts), ("examples", found)):
+            likely, alone = known.log_probabilities(cosines), known.label_probabilities(cosines) >= 0.5
+            sets = -likely <= known.largest_residual(0.9)
+            rows[name].append(
+                {
+                    "ece": expected_calibration_error(likely.exp().numpy(), split.test_labels)["ece"],
+                    "coverage": sets[right].double().mean().item(),
+                    "set_size": sets.sum(1).double().mean().item(),
+                    "own_label": alone[right].double().mean().item(),
+                    "other_labels": alone[~right].double().sum().item() / len(right),
+                }
+            )
+    return {name: {key: spread([each[key] for each in found]) for key in found[0]} for name, found in rows.items()}
 
 
 def half_the_labels(model: Any, split: Split, options: Options, shots: int = 4) -> dict[str, Any]:
@@ -254,6 +291,13 @@ def tables(results: dict[str, Any]) -> str:
             for found in row["short_lists"].values()
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    head = ["4 examples per label", "ECE", "90 % sets hold it", "labels in a set", "own label ≥ 0.5", "others ≥ 0.5"]
+    lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, row in results.items():
+        for way, found in row["answers"].items():
+            lines.append(
+                f"| {TITLES[name]}, {way} | " + " | ".join(f"{each['mean']:.3f}" for each in found.values()) + " |"
+            )
     lines += ["", "Every second label has 4 examples, the others none:", ""]
     for name, row in results.items():
         for group, found in row["half_the_labels"].items():

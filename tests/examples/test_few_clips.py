@@ -23,6 +23,7 @@ def test_examples_and_training_learn_what_the_texts_do_not_say(few_clips, tmp_pa
     from transformers import AutoTokenizer
 
     from modeling_mote.processing import encode_classes
+    from modeling_mote.processing.calibration import fit_calibration
 
     torch.manual_seed(0)
     model = few_clips.load_clip().eval()
@@ -47,12 +48,15 @@ def test_examples_and_training_learn_what_the_texts_do_not_say(few_clips, tmp_pa
     assert some.names == [names[4], names[1]] and some.test_labels.bincount().tolist() == [5, 5]
     assert torch.equal(some.test[some.test_labels == 0], split.test[split.test_labels == 4])
 
+    cosines, *_ = few_clips.similarities(model, split, drawn)
+    model.config.calibration = fit_calibration(cosines, split.test_labels).to_dict()
     options = few_clips.Options(draws=2, trainings=1, steps=2, picture=str(tmp_path / "curve.png"))
     results = few_clips.measure(model, {"test_motions": split}, options)
     row = results["test_motions"]
     assert row["examples"][16]["mean"] > max(0.9, row["zero_shot"])
+    assert row["answers"]["examples"]["coverage"]["mean"] >= 0.8
     half = row["half_the_labels"]
     assert half["without"]["examples"]["mean"] == pytest.approx(half["without"]["zero_shot"])
-    assert few_clips.tables(results).count("\n| unseen motions") == 5
+    assert few_clips.tables(results).count("\n| unseen motions") == 7
     few_clips.draw_picture(results, options.picture)
     assert (tmp_path / "curve.png").stat().st_size > 1000

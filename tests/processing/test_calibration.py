@@ -1,6 +1,7 @@
 """What scores mean, and what an answer holds."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -56,6 +57,15 @@ def test_none_of_these_is_told_of_lists_of_any_length(length):
     truth = torch.cat([torch.ones(2000), torch.zeros(2000)])
     assert expected_calibration_error(torch.stack([1 - scores, scores], 1), truth.long())["ece"] < 0.06
     assert (known.known_probability(listed) > 0.5).double().mean() > 0.6
+
+
+def test_none_of_these_is_the_formula_of_the_page_on_exports(fitted):
+    cosines = [0.31, 0.28, 0.11]
+    *w, b = fitted.known
+    m, a, c = max(cosines), sum(cosines) / 3, math.log(3)
+    unknown = 1 / (1 + math.exp(sum(x * y for x, y in zip(w, (m, a, c, m * c, a * c), strict=True)) + b))
+    rows = answer(torch.tensor(cosines), ["a", "b", "c"], 100, fitted, AnswerOptions(unknown=True))
+    assert {row["label"]: row["score"] for row in rows}["none of these"] == pytest.approx(unknown)
 
 
 def test_perfect_clips_give_finite_numbers():
