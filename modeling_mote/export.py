@@ -93,7 +93,7 @@ def export_checkpoint(
         raise ValueError(f"{output} exists: name a folder that doesn't, or remove it.")
     check_format(format, opset, quantize)
     suffixes = FORMATS[format]
-    with _quiet():
+    with quiet():
         loaded, processor = load_checkpoint(model)
     checks = make_checks(loaded, processor, model, videos)
     merged = part_of(loaded)
@@ -101,7 +101,7 @@ def export_checkpoint(
         merged.merge_experts()
     graphs, limits = make_graphs(merged), axis_limits(loaded, processor)
     with whole_folder(output) as folder:
-        with _quiet():
+        with quiet():
             written_opset = write_graphs(graphs, limits, folder, suffixes, opset)
             if quantize:
                 quantize_graphs(folder)
@@ -162,6 +162,17 @@ class VideoTower(nn.Module):
             "frame_embeds": frames.mean(1),
             "temporal_embeds": temporal.mean(1),
         }
+
+
+class FrameTower(nn.Module):
+    """Image tower alone: pooled features of frames, not projected. What an engine runs, see `engines`."""
+
+    def __init__(self, model: MoTEModel):
+        super().__init__()
+        self.tower = model.vision_model
+
+    def forward(self, pixel_values: torch.Tensor) -> Tensors:
+        return {"pooler_output": self.tower(pixel_values=pixel_values).pooler_output}
 
 
 class TextTower(nn.Module):
@@ -256,6 +267,14 @@ def make_graphs(model: MoTEModel) -> dict[str, Graph]:
     }
 
 
+def frames_graph(model: MoTEModel) -> Graph:
+    """The graph of the image tower alone: pixels [n, 3, h, w] to pooled features [n, width of the tower]."""
+    config: Any = model.config
+    side = config.vision_config.image_size
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return Graph(FrameTower(model), {"pixel_values": pixels}, {"pixel_values": {0: "frames"}})
+
+
 def axis_limits(model: MoTEModel, processor: MoTEProcessor) -> dict[str, int]:
     """Largest sizes of the axes that have one: frames per clip, and tokens per text."""
     config: Any = model.config
@@ -336,21 +355,27 @@ def write_onnx(program: torch.export.ExportedProgram, graph: Graph, path: Path, 
     return written
 
 
-def quantize_graphs(folder: Path) -> None:
-    """Write `{name}.int8.onnx` beside `{name}.onnx`: matrices in int8, one scale per column; not activations."""
+def quantize_graphs(folder: Path, names: Sequence[str] = QUANTIZED, output: Path | None = None) -> None:
+    """Write `{name}.int8.onnx` of `{name}.onnx`: matrices in int8, one scale per column; not activations.
+
+    Args:
+        folder: of the float32 graphs.
+        names: of the graphs.
+        output: another folder to write to.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    for name in QUANTIZED:
+    for name in names:
         quantize_dynamic(
             folder / f"{name}.onnx",
-            folder / f"{name}.int8.onnx",
+            (output or folder) / f"{name}.int8.onnx",
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=QuantType.QInt8,
             use_external_data_format=True,
         )
         # ONNX Runtime writes it for its owner alone.
-        shutil.copymode(folder / f"{name}.onnx.data", folder / f"{name}.int8.onnx.data")
+        shutil.copymode(folder / f"{name}.onnx.data", (output or folder) / f"{name}.int8.onnx.data")
 
 
 def facts(model: MoTEModel, processor: MoTEProcessor, name: str, limits: Mapping[str, int]) -> dict[str, Any]:
@@ -597,7 +622,7 @@ def _check_tolerance(results: Mapping[str, Differences], tolerance: float) -> No
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the chatter of exporters, and the warning that 77 frames are more than were trained."""
     logging.disable(logging.WARNING)
     try:
@@ -608,4 +633,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-__all__ = ["FORMATS", "check_format", "export_checkpoint", "export_program", "make_graphs", "part_of", "write_onnx"]
+__all__ = [
+    "FORMATS",
+    "check_format",
+    "export_checkpoint",
+    "export_program",
+    "frames_graph",
+    "make_graphs",
+    "part_of",
+    "write_onnx",
+]

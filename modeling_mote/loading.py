@@ -5,6 +5,7 @@ once: MoTE weights that are all there and finite, temporal layers that were trai
 """
 
 import json
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -25,6 +26,8 @@ from transformers.utils import cached_file, logging
 
 from . import registration  # noqa: F401  AutoProcessor and pipeline() know MoTE then
 from .configuration_mote import STARTS_FROM, MoTEConfig, check_folder
+from .engines import use_engine
+from .fastest import use_fastest
 from .modeling_mote import MoTEForVideoClassification, MoTEModel
 from .processing import MoTEProcessor, MoTEVideoProcessor, ZeroShotVideoClassificationPipeline
 
@@ -166,7 +169,11 @@ def load_checkpoint(model: str, **options: Any) -> tuple[MoTEModel, MoTEProcesso
 
 
 def load_pipeline(
-    model: str, device: torch.device | str | None = None, merge: bool = True
+    model: str,
+    device: torch.device | str | None = None,
+    merge: bool = True,
+    engine: str | None = None,
+    say: Callable[[str], Any] = lambda line: None,
 ) -> ZeroShotVideoClassificationPipeline:
     """The zero-shot video classification pipeline of a checkpoint.
 
@@ -174,13 +181,20 @@ def load_pipeline(
         model: folder or Hub id.
         device: see `load_model`; an accelerator by default, if there is one.
         merge: fold the experts, which the scores do not depend on and every forward is faster for.
+        engine: what runs the image tower, see `engines.ENGINES`, or "fastest"; PyTorch by default.
+        say: is told about the engine.
 
     Raises:
         CheckpointError: see `load_model` and `load_processor`.
+        ValueError, OSError: see `use_engine`.
     """
     loaded, processor = load_checkpoint(model, device=device)
     if merge:
         fold_experts(loaded)
+    if engine == "fastest":
+        use_fastest(loaded, say=say)
+    elif engine is not None:
+        say(str(use_engine(loaded, engine, say=say)))
     return pipeline(  # type: ignore[call-overload]
         "zero-shot-video-classification", model=loaded, processor=processor, device=loaded.device
     )

@@ -21,8 +21,8 @@ def fingerprint(*parts: Any) -> str:
     """SHA-256 of modules' and tensors' values and of anything JSON can hold, in hexadecimal.
 
     Args:
-        *parts: modules (names and values of their parameters and buffers, and which adapters are on), tensors, or
-            JSON values.
+        *parts: modules (names and values of their parameters and buffers, which adapters are on, and which engine
+            runs them, see `engines`), tensors, or JSON values.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -39,17 +39,17 @@ def fingerprint(*parts: Any) -> str:
         for name, tensor in tensors.items():
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        if isinstance(part, nn.Module) and (adapters := _adapter_state(part)):
-            digest.update(json.dumps(adapters, sort_keys=True, default=str).encode())
+        if isinstance(part, nn.Module) and (beside := _beside_weights(part)):
+            digest.update(json.dumps(beside, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def _adapter_state(module: nn.Module) -> dict[str, Any]:
-    layers = {name: layer for name, layer in module.named_modules() if hasattr(layer, "merged_adapters")}
+def _beside_weights(module: nn.Module) -> dict[str, Any]:
+    """Adapters that are on, and engines, by module: the same weights give other features with them."""
     return {
         f"{name}.{field}": getattr(layer, field)
-        for name, layer in layers.items()
-        for field in ADAPTER_STATE
+        for name, layer in module.named_modules()
+        for field in (*(ADAPTER_STATE if hasattr(layer, "merged_adapters") else ()), "engine")
         if hasattr(layer, field)
     }
 

@@ -41,6 +41,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification, shards
+from modeling_mote.engines import drop_engine, instruction_sets, use_engine
+from modeling_mote.fastest import candidates
 from modeling_mote.nearest_rows import best_of, exact_nearest
 from modeling_mote.processing import (
     MoTEProcessor,
@@ -53,7 +55,7 @@ from modeling_mote.processing.clips import VideoClips, collate_clips
 from modeling_mote.training import freeze, parameter_groups
 from modeling_mote.video_index import build_index, open_index
 
-ROWS = ("forward", "head", "tower", "reading", "folder", "training", "growth", "import", "search")
+ROWS = ("forward", "engines", "head", "tower", "reading", "folder", "training", "growth", "import", "search")
 END = 49407  # CLIP's end of text
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -193,6 +195,40 @@ def forward_rows(table: Table, rounds: int) -> None:
     table.add("... of which top-1 is the same", f"{int(same.sum())} of {int(clear.sum())}", "all")
     agree = F.cosine_similarity(authors(video), reference(video).logits, dim=-1).item()
     table.add("cosine of the authors' way's logits and float32 ones", agree, unit="")
+
+
+@torch.no_grad()
+def engines_rows(table: Table, rounds: int) -> None:
+    """Whole forwards of two videos, the image tower by every engine that is installed, against the authors' way."""
+    videos, calls, towers = pixels_of(2), {}, {}
+    calls["authors"] = partial(AuthorsMoTE(build(torch.float32, "eager")), videos)
+    model = build(torch.float32, "sdpa")
+    model.merge_experts()  # as the commands do
+    exact = model(videos).logits
+    with tempfile.TemporaryDirectory() as folder:
+        for name in candidates():
+            used, ready = use_engine(model, name, folder), timed(lambda name=name: use_engine(model, name, folder))
+            towers[name] = model.vision_model.forward
+            found = model(videos).logits
+            if name != "torch":
+                table.add(f"engine {name}: its graph made and loaded, once", used.seconds, unit="s")
+                table.add("... loaded from the cache", ready, unit="s")
+                table.add("... largest difference of a logit", f"{(found - exact).abs().max().item():.1e}")
+                same = int((found.argmax(-1) == exact.argmax(-1)).sum())
+                table.add("... top-1 is the same", f"{same} of {len(videos)}")
+
+        def forward(name: str) -> None:
+            drop_engine(model)
+            model.vision_model.forward = towers[name]
+            model(videos)
+
+        calls |= {name: partial(forward, name) for name in towers}
+        found = alternated(calls, rounds)
+    for name in towers:
+        ratio = found["authors"] / found[name]
+        table.add(f"classifier, engine {name}, against the authors' way", ratio, ">= 5 x on AMX, the fastest")
+        if name != "torch":
+            table.add("... against torch in float32", found["torch"] / found[name])
 
 
 @torch.no_grad()
@@ -695,7 +731,8 @@ def main() -> None:
     if arguments.peak:
         return peak_memory(arguments.peak)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    print(f"{DEVICE}, {os.cpu_count()} cores, torch {torch.__version__}, {arguments.rounds} rounds; ViT-B/16 sizes")
+    machine = f"{DEVICE}, {os.cpu_count()} cores ({', '.join(instruction_sets())})"
+    print(f"{machine}, torch {torch.__version__}, {arguments.rounds} rounds; ViT-B/16 sizes")
     table = Table()
     extra = {"reading": (arguments.videos,), "growth": (arguments.output / "growth.png",)}
     extra["search"] = (arguments.index_rows,)

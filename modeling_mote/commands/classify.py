@@ -13,6 +13,9 @@ fit one) can say "none of these" (--unknown), score each label by itself (--mult
 labels that holds the true one with a probability (--coverage 0.9). Examples are a few videos of each label, in a
 folder per label: they correct what the label's text says, without training.
 
+On a CPU, --fast runs the image tower by the engine that is fastest on the machine (PyTorch, ONNX Runtime, OpenVINO; as
+far as they are installed), and --engine by one that you name; docs/speed.md has what they pay and cost.
+
 CSV (--output x.csv) has the columns video, start, end, label, score, similarity, error, warning: one row for each of
 the best labels of a video, best first, or for each segment, with its start and end in seconds; the similarity is the
 cosine between the video and the label. JSON has the same and, with --window, the scores of every window. A file that
@@ -36,6 +39,7 @@ from ..processing.class_names import describe_renamed, parse_labels
 from ..processing.sources import find_videos, some_of
 from .command_line import (
     add_device,
+    add_engine,
     add_flag,
     add_labels,
     add_model,
@@ -43,6 +47,7 @@ from .command_line import (
     add_videos,
     check_model,
     check_output,
+    engine_of,
     number,
     run_command,
 )
@@ -76,6 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeline", help="PNG file of the scores over time, for one video")
     add_reading(parser, what="videos or windows")
     add_device(parser)
+    add_engine(parser)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -93,6 +99,7 @@ def check(options: argparse.Namespace) -> None:
         if options.window is not None and getattr(options, name) is not None:
             raise ValueError(f"--{name} is for whole videos: leave it or --window out.")
     given = {name: getattr(options, name) for name in ANSWER_FLAGS}
+    options.engine = engine_of(options)
     options.answering = {name: value for name, value in given.items() if value not in (None, False)}
     if options.timeline is not None and len(options.found.files) > 1:
         raise ValueError(f"--timeline draws one video, and {len(options.found.files)} are named: name one file.")
@@ -118,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     from ..video_scores import SavedScores, load_examples, over_training_classes, score_all, settings_of
 
     videos, labels = options.found, options.names
-    classify = load_pipeline(options.model, options.device)
+    classify = load_pipeline(options.model, options.device, engine=options.engine, say=say)
     # A set that is cut short no longer holds the true label as surely as it says.
     most = SHOWN_LABELS if options.coverage is None else None
     scoring: dict[str, Any] = {"top_k": options.top_k or most, "answering": options.answering}

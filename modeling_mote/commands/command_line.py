@@ -20,6 +20,9 @@ from typing import Any, NoReturn
 
 from ..processing.sources import BENCHMARKS
 
+# `engines.ENGINES`, which can't be asked before PyTorch is loaded.
+ENGINES = ("torch", "torch-bfloat16", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-bfloat16")
+
 # What people type who know other tools, or an older release of this one.
 OTHER_NAMES = {
     "checkpoint": "model",
@@ -175,6 +178,22 @@ def add_reading(parser: argparse.ArgumentParser, batch_size: int = 8, what: str 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, …; an accelerator by default, if there is one")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", choices=ENGINES, help="what runs the image tower on a CPU; PyTorch by default")
+    add_flag(parser, "fast", "run it by the engine that is fastest on this machine, which is measured once")
+
+
+def engine_of(options: argparse.Namespace) -> str | None:
+    """The engine that `add_engine`'s options ask for.
+
+    Raises:
+        ValueError: if both do.
+    """
+    if options.fast and options.engine is not None:
+        raise ValueError("--fast chooses the engine: leave it or --engine out.")
+    return "fastest" if options.fast else options.engine
 
 
 # ---------------------------------------------------------------------------------------------- checks before the work
