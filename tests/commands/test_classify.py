@@ -357,6 +357,32 @@ def test_thumbnails_of_a_long_video_are_thinned():
     assert len(set(np.diff(kept))) == 1 and len(windows) == 5000
 
 
+@pytest.mark.slow  # graphs are exported
+def test_an_engine_scores_as_pytorch_does_and_says_so(call, model, long, folder, tmp_path):
+    pytest.importorskip("onnxscript", reason="engines need the extra export")
+
+    def scores(*options: object) -> tuple[list[float], str]:
+        output = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        code, _, errors = call(*options, "--model", model, "--labels", "left, right, still", "--output", output)
+        assert code == 0
+        (video,) = json.loads(output.read_text())["videos"]
+        if "windows" in video:
+            return [score for window in video["windows"] for score in window["scores"].values()], errors
+        return [row["similarity"] for row in video["scores"]], errors
+
+    for video in ([folder / "b.mp4"], [long, "--window", 2]):
+        plain, errors = scores(*video)
+        assert "runs the image tower" not in errors
+        found, errors = scores(*video, "--engine", "onnxruntime")
+        assert found == pytest.approx(plain, abs=1e-5)
+        assert "onnxruntime runs the image tower; it moves no frame's cosine by more than" in errors
+        assert "Fastest here: " in scores(*video, "--fast")[1]
+    output = tmp_path / "kept.csv"
+    given = [folder / "b.mp4", "--model", model, "--labels", "left, right, still", "--output", output]
+    call(*given)
+    assert "scored before" in call(*given)[2] and "scored before" not in call(*given, "--engine", "onnxruntime")[2]
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(model, tmp_path, write_video):
     """Peak memory of a process, for a video and one of ten times its length: its frames alone would add 106 MB."""
@@ -431,6 +457,8 @@ def test_the_commands_of_the_page_on_long_videos(call, model, long, folder, tmp_
         ({"batch_size": 0}, "argument --batch_size: 0 is out of range"),
         ({"num_workers": -1}, "argument --num_workers: -1 is out of range"),
         ({"device": "toaster"}, "Device toaster does not work here"),
+        ({"engine": "tensorrt"}, "argument --engine: invalid choice: 'tensorrt'"),
+        ({"engine": "onnxruntime", "fast": "true"}, "--fast chooses the engine: leave it or --engine out"),
     ],
 )
 def test_bad_arguments(call, model, folder, arguments, message):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from modeling_mote import MoTEForVideoClassification, engines, fastest
+from modeling_mote.commands import command_line
 from modeling_mote.engines import ENGINES, check_engine, drop_engine, graph_key, use_engine, what_is_wrong
 from modeling_mote.fastest import candidates, describe, pick, use_fastest
 from modeling_mote.processing.module_state import module_state
@@ -164,6 +165,10 @@ def test_caches_tell_an_engines_features_from_pytorchs(model, cache, videos, tmp
     drop_engine(model)
     assert (fingerprint(model), module_state(model.vision_model)) == plain
     assert torch.equal(model(videos).logits, logits)
+
+
+def test_the_commands_offer_every_engine():
+    assert tuple(ENGINES) == command_line.ENGINES
 
 
 def test_what_can_not_run_is_one_sentence(model, monkeypatch, tmp_path):
