@@ -75,7 +75,12 @@ class Engine:
 
     def __str__(self) -> str:
         made = f"; its graph was made in {self.seconds:.0f} s" if self.seconds else ""
-        return f"{self.name} runs the image tower; it moves no frame's cosine by more than {self.error:.0e}{made}."
+        return f"{self.name} runs the image tower: {moves(self.error)}{made}."
+
+
+def moves(error: float) -> str:
+    """An engine's error in words."""
+    return f"on {CHECK_FRAMES} frames checked, it moves no cosine by more than {error:.0e}"
 
 
 # ---------------------------------------------------------------------------------------------------- on and off
@@ -130,8 +135,9 @@ def use_engine(
 
 def drop_engine(model: MoTEModel) -> None:
     """Run a model's image tower by PyTorch again, if another engine ran it."""
-    for attribute in ("forward", "engine"):
-        vars(model.vision_model).pop(attribute, None)
+    own = vars(model.vision_model)
+    if isinstance(own.get("forward"), EngineForward):  # accelerate may have put another one there
+        del own["forward"], own["engine"]
 
 
 def check_engine(name: str) -> None:
@@ -168,9 +174,9 @@ class EngineForward:
         run: the engine.
     """
 
-    def __init__(self, tower: nn.Module, run: Run) -> None:
+    def __init__(self, tower: Any, run: Run) -> None:
         self.tower, self.run = tower, run
-        self.side = tower.config.image_size  # type: ignore[union-attr]
+        self.side = tower.config.image_size
         self.weights = _state(tower)
 
     def __call__(
@@ -263,8 +269,9 @@ def openvino_run(graph: Path, precision: str) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
-    return lambda pixels: torch.from_numpy(request.infer({"pixel_values": pixels.numpy()})[0].copy())
+    compiled = openvino.Core().compile_model(graph, "CPU", settings)
+    # A request serves one thread at a time, and costs nothing to make.
+    return lambda pixels: torch.from_numpy(compiled.create_infer_request().infer({0: pixels.numpy()})[0].copy())
 
 
 # --------------------------------------------------------------------------------------------------------------- cache

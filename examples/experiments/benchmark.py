@@ -60,25 +60,27 @@ END = 49407  # CLIP's end of text
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def timed(call: Callable[[], Any]) -> float:
+def timed(call: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of one call."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     call()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def alternated(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def alternated(
+    calls: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each call; one of each in turn, so that a slow spell of the machine hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for _ in range(rounds):
         for name, call in calls.items():
-            times[name].append(timed(call))
+            times[name].append(timed(call, clock))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -199,7 +201,10 @@ def forward_rows(table: Table, rounds: int) -> None:
 
 @torch.no_grad()
 def engines_rows(table: Table, rounds: int) -> None:
-    """Whole forwards of two videos, the image tower by every engine that is installed, against the authors' way."""
+    """Whole forwards of two videos, the image tower by every engine that is installed, against the authors' way.
+
+    In processor time, which other work on the machine disturbs less; with OMP_NUM_THREADS=1 no waiting is in it.
+    """
     videos, calls, towers = pixels_of(2), {}, {}
     calls["authors"] = partial(AuthorsMoTE(build(torch.float32, "eager")), videos)
     model = build(torch.float32, "sdpa")
@@ -223,7 +228,8 @@ def engines_rows(table: Table, rounds: int) -> None:
             model(videos)
 
         calls |= {name: partial(forward, name) for name in towers}
-        found = alternated(calls, rounds)
+        found = alternated(calls, rounds, time.process_time)
+    table.add("classifier, processor seconds for 2 videos, the authors' way", found["authors"], unit="s")
     for name in towers:
         ratio = found["authors"] / found[name]
         table.add(f"classifier, engine {name}, against the authors' way", ratio, ">= 5 x on AMX, the fastest")

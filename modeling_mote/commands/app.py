@@ -23,7 +23,7 @@ from typing import Any
 
 from ..processing.sources import find_videos
 from ..web_limits import WINDOW_SECONDS, Limits
-from .command_line import add_device, add_flag, add_model, check_model, number, run_command
+from .command_line import add_device, add_engine, add_flag, add_model, check_model, engine_of, number, run_command
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         options = {"type": number(0, kind=kind, above=True), "default": limit.default, **limit.metadata}
         parser.add_argument(f"--{limit.name}", **options)
     add_device(parser)
+    add_engine(parser)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     from ..web_http import http_routes
 
     limits = Limits(**{limit.name: getattr(options, limit.name) for limit in dataclasses.fields(Limits)})
-    classify = load_pipeline(options.model, options.device)
+    classify = load_pipeline(options.model, options.device, engine=engine_of(options), say=print)
     window = options.window or read_record(options.model, "training.json").get("clip_seconds") or WINDOW_SECONDS
     answers = Answers(classify, limits, window, options.stride, options.concurrency)
     name = options.model if not Path(options.model).exists() else model_name(Path(options.model))
