@@ -1,11 +1,14 @@
 """Videos and texts to the inputs of MoTE."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
+from .sentence_transformer_files import write_sentence_transformer_files
 from .video_processing_mote import MoTEVideoProcessor  # noqa: F401  its file travels to the Hub with this one
 
 CLIP_MAX_LENGTH = 77  # positions of CLIP's text tower, for a tokenizer that names no limit of its own
@@ -47,6 +50,17 @@ class MoTEProcessor(ProcessorMixin):
             if kwargs.get(other) is not None:
                 raise ValueError(f"MoTEProcessor takes text= and videos=, not {other}=")
         return super().__call__(text=text, videos=videos, **kwargs)
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Write the settings, and beside them what makes the folder one of sentence-transformers too.
+
+        `save_pretrained` passes here before it uploads anything.
+
+        Args:
+            json_file_path: The file of the settings.
+        """
+        super().to_json_file(json_file_path)
+        write_sentence_transformer_files(Path(json_file_path).parent)
 
     @property
     def text_kwargs(self) -> dict[str, Any]:

@@ -186,6 +186,7 @@ def test_one_commit_holds_everything_that_was_announced(pushes, published, hub, 
     assert announced == {name: len(content) for name, content in files.items()}
     assert {name for name in files if name.endswith(".py")} >= CODE
     assert {"README.md", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json"} <= set(files)
+    assert {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"} <= set(files)
     config, processor = (json.loads(files[name]) for name in ("config.json", "processor_config.json"))
     assert config["auto_map"] == AUTO_MAP and "custom_pipelines" not in config
     assert processor["auto_map"]["AutoProcessor"] == "processing_mote.MoTEProcessor"
@@ -563,7 +564,7 @@ def test_transformers_own_push_to_hub(loaded, hub):
         files = hub.files[name]
         config = json.loads(files["config.json"])
         assert config["auto_map"] == AUTO_MAP and "custom_pipelines" not in config
-        assert set(files) >= CODE | {"README.md", "processor_config.json", "tokenizer.json"}
+        assert set(files) >= CODE | {"README.md", "processor_config.json", "tokenizer.json", "modules.json"}
     assert len([name for name in hub.files["lab/parts"] if name.endswith(".safetensors")]) > 2
 
 
