@@ -1,6 +1,8 @@
 """Publishing a checkpoint on the Hugging Face Hub: everything that loads it, and its card, in one commit."""
 
 import copy
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -17,6 +19,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils import logging as hub_logging
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
 from .cards import bare_card, class_names, published_card, read_card, training_card
 from .configuration_mote import MoTEConfig
@@ -29,6 +34,7 @@ RECORDS = ("training.json", "conversion.json")  # by train and convert; evaluate
 # What an older upload may have left and a newer one does not overwrite: transformers prefers a stale
 # `model.safetensors` to the shards beside it.
 STALE = ("model*.safetensors", "model.safetensors.index.json", "labels.txt", "curves.png", "results/*.json", *RECORDS)
+DISTRIBUTIONS = {"PIL": "pillow"}  # of what the code imports, if they are called otherwise
 
 
 class PublishError(ValueError):
@@ -169,8 +175,9 @@ def stage_checkpoint(
     Args:
         folder: of the checkpoint, which is read whole and checked.
         repo: name that the card gives it.
-        staged: where to write: weights, config, processor, tokenizer, the code for `trust_remote_code=True`,
-            `labels.txt`, `training.json`, `conversion.json`, `curves.png`, `results/*.json`, `README.md`.
+        staged: where to write: weights, config, processor, tokenizer, the code for `trust_remote_code=True`, what an
+            Inference Endpoint runs and needs, `labels.txt`, `training.json`, `conversion.json`, `curves.png`,
+            `results/*.json`, `README.md`.
         merged: see `publish_checkpoint`, as for the next three.
         results: measured on these weights.
         card: the card to start from.
@@ -189,6 +196,7 @@ def stage_checkpoint(
         model.merge_experts()
     model.save_pretrained(staged, max_shard_size=shards.upper())
     processor.save_pretrained(staged)
+    write_endpoint_files(staged)
     if class_names(model.config):
         (staged / "labels.txt").write_text("".join(f"{name}\n" for name in class_names(model.config)), "utf-8")
     for path in [folder / name for name in RECORDS] + curves_of(folder):
@@ -210,6 +218,28 @@ def stage_checkpoint(
         base=read_record(str(folder), "training.json").get("arguments", {}).get("model"),
     )
     (staged / "README.md").write_text(str(written), "utf-8")
+
+
+def write_endpoint_files(staged: Path) -> None:
+    """Add `handler.py`, which Hugging Face's Inference Endpoints run, its code, and what all the code needs installed.
+
+    Args:
+        staged: a folder that holds the code of model and processor already.
+    """
+    for name in ("handler", "endpoint_mote"):
+        spec = importlib.util.find_spec(f"modeling_mote.processing.{name}")
+        assert spec is not None and spec.origin is not None  # it lies beside this package's other files
+        for source in (spec.origin, *get_relative_import_files(spec.origin)):
+            shutil.copyfile(source, staged / Path(source).name)
+    imported = {name for code in staged.glob("*.py") for name in get_imports(code)}
+    needed = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in imported}
+    lines = [line for line in importlib.metadata.requires("mote-transformers") or [] if _is_needed(line, needed)]
+    (staged / "requirements.txt").write_text("\n".join([*sorted(lines), ""]), "utf-8")
+
+
+def _is_needed(line: str, needed: set[str]) -> bool:
+    requirement = Requirement(line)
+    return requirement.marker is None and canonicalize_name(requirement.name) in needed
 
 
 def weights_sha256(model: MoTEModel) -> str:

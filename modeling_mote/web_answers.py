@@ -4,12 +4,9 @@ Nothing that a visitor sends is decoded in this process: a reading process opens
 ended if it takes too long. It connects to public addresses alone, whatever a URL, its name server or a redirect says.
 """
 
-import ipaddress
 import math
 import multiprocessing
 import queue
-import re
-import sys
 import threading
 import time
 from collections import deque
@@ -19,29 +16,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 import torch
 
 from .processing import AnswerOptions, ExampleSet, video_source
-from .processing.class_names import parse_candidates, parse_labels, to_words, unlike_words
+from .processing.class_names import to_words, unlike_words
+from .processing.limits import Limits, RefusedError, check_megabytes, check_seconds, check_size
+from .processing.public_fetch import fetch_public
 from .processing.reading import ProcessDied, ReadingProcesses, describe_death, recorded_warnings
 from .processing.timeline import merge_windows
 from .processing.video_size import measure_video
-from .processing.video_source import HTTP, Source
+from .processing.video_source import HTTP
 from .processing.windows import WindowEncoder, WindowReader, Windows
-from .web_limits import Limits
 
 # One view of a video, and of a short one repeated frames, whatever the checkpoint's processor would do.
 VIEW: dict[str, Any] = {"num_clips": 1, "num_crops": 1, "short_video": "loop"}
 WINDOWS_AT_A_TIME = 8
-DESCRIBED = re.compile(r"\s*(.+?):\s+(\S.*)")  # name: description
-
-
-class RefusedError(ValueError):
-    """What a visitor asked for can't be done; the message is one sentence for them."""
 
 
 class OutOfTimeError(RefusedError):
@@ -49,52 +40,6 @@ class OutOfTimeError(RefusedError):
 
 
 # ------------------------------------------------------------------------------------------------------------- labels
-
-
-def read_candidates(text: str | None, limits: Limits) -> dict[str, tuple[str, ...]]:
-    """Labels as they are typed: with commas or line breaks between them, or a line `name: description`.
-
-    Args:
-        text: What was typed; blank labels, which typing leaves behind, are dropped. Lines of one name add up.
-        limits: What is refused.
-
-    Returns:
-        {name: texts that describe it}, none for a name that speaks for itself.
-
-    Raises:
-        RefusedError: For no label, a repeated one, too many, too long ones.
-    """
-    names: list[str] = []
-    texts: dict[str, list[str]] = {}
-    for line in (text or "").splitlines():
-        if described := DESCRIBED.fullmatch(line):
-            name = described[1]
-            names += [] if name in texts else [name]
-            texts.setdefault(name, []).append(described[2])
-        else:
-            names += [name for name in line.split(",") if name.strip()]
-    if not names:
-        raise RefusedError("No label was given: type one or more, separated by commas or new lines.")
-    return check_candidates(names, texts, limits)
-
-
-def check_candidates(names: Sequence[Any], texts: Mapping[str, Any], limits: Limits) -> dict[str, tuple[str, ...]]:
-    """Check names of labels, and the texts that describe some of them; see `read_candidates`."""
-    if len(names) > limits.max_labels:
-        raise RefusedError(f"{len(names)} labels were given: this app takes up to {limits.max_labels}.")
-    try:
-        labels = parse_labels(list(names), limits.max_letters)
-        candidates = parse_candidates({name: texts.get(name) for name in labels}, limits.max_letters)
-    except ValueError as error:
-        raise RefusedError(str(error)) from error
-    described = [text for each in candidates.values() for text in each]
-    if len(described) > limits.max_labels:
-        raise RefusedError(f"{len(described)} descriptions were given: this app takes up to {limits.max_labels}.")
-    for name, each in candidates.items():
-        if any(len(text) > limits.max_text_letters for text in each):
-            most = limits.max_text_letters
-            raise RefusedError(f"A description of {name!r} has more than {most} letters, the most that are taken.")
-    return candidates
 
 
 def hint(candidates: Mapping[str, Sequence[str]]) -> str | None:
@@ -176,16 +121,11 @@ class VisitorReader:
         else:
             check_megabytes(Path(job.video).stat().st_size, self.limits)
         size = measure_video(video)
-        self._check_seconds(size.seconds)
-        if size.gigapixels > self.limits.max_gigapixels:
-            raise RefusedError(
-                f"The video has {size.num_frames} frames of {size.width} × {size.height} pixels: this app takes up "
-                f"to {self.limits.max_gigapixels:g} billion pixels, so make it smaller or cut it first."
-            )
+        check_size(size, self.limits)
         options = self.video_processor.reading_options(strict=False, num_frames=self.num_frames, **VIEW)
         views, metadata = self.video_processor.read(video, job.name, options=options)
         seconds = metadata.duration or size.seconds
-        self._check_seconds(seconds)
+        check_seconds(seconds, self.limits)
         times = [index / metadata.fps if metadata.fps else None for index in metadata.frames_indices]
         yield Seen(views[0].numpy(), times, seconds)
         if job.windows and seconds > self.window:
@@ -200,17 +140,6 @@ class VisitorReader:
             )
             yield from reader.read(reader.open(video))
 
-    def _check_seconds(self, seconds: float) -> None:
-        if seconds > self.limits.max_seconds:
-            most = f"{self.limits.max_seconds:g}"
-            raise RefusedError(f"The video is {seconds:.1f} s long: this app takes up to {most} s, so cut it first.")
-
-
-def check_megabytes(num_bytes: int, limits: Limits) -> None:
-    if num_bytes > limits.max_megabytes * 1e6:
-        size = f"{num_bytes / 1e6:.0f} MB"
-        raise RefusedError(f"The file has {size}: this app takes up to {limits.max_megabytes:g} MB.")
-
 
 def _sentence(message: str, job: Job) -> str:
     """A message on one line, with the file's name in place of its path on this machine."""
@@ -218,39 +147,9 @@ def _sentence(message: str, job: Job) -> str:
 
 
 def _fetch(url: str, limits: Limits) -> bytes:
-    """The bytes at a public address; only a reading process may call this, as its limits are changed for good."""
+    """The bytes at a public address; only a reading process may call this, as its limit is changed for good."""
     video_source.MAX_DOWNLOAD_BYTES = int(limits.max_megabytes * 1e6)
-    _refuse_inner_addresses()
-    return bytes(Source(url).file)
-
-
-_hooked = False
-
-
-def _refuse_inner_addresses() -> None:
-    """From now on, this process connects to public addresses alone, and to the proxy that the machine is set up with.
-
-    The address of the connection itself is what counts, so that no name server and no redirect gets around it.
-    """
-    global _hooked
-    proxies = {urlsplit(proxy).hostname for proxy in getproxies().values()}
-
-    def check(event: str, arguments: tuple) -> None:
-        if event != "socket.connect" or not isinstance(arguments[1], tuple):  # a path is a socket of this machine
-            return
-        host = str(arguments[1][0])
-        try:
-            address = ipaddress.ip_address(host.partition("%")[0])
-        except ValueError:
-            public = False  # a name, which the socket would look up by itself
-        else:
-            public = (getattr(address, "ipv4_mapped", None) or address).is_global
-        if not public and host not in proxies:
-            raise PermissionError(f"{host} is no public address")
-
-    if not _hooked:
-        sys.addaudithook(check)
-        _hooked = True
+    return fetch_public(url)
 
 
 # ------------------------------------------------------------------------------------------------------------ answers
@@ -473,10 +372,6 @@ __all__ = [
     "Answers",
     "Job",
     "OutOfTimeError",
-    "RefusedError",
     "VisitorReader",
-    "check_candidates",
-    "check_megabytes",
     "match_examples",
-    "read_candidates",
 ]

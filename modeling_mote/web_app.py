@@ -25,10 +25,11 @@ from .explanation import explain
 from .processing.builders.moving_shapes import COLORS, MOTIONS, SHAPES, class_name, encode_mp4, render_clip
 from .processing.class_names import to_words
 from .processing.label_sets import read_label_file
+from .processing.limits import RefusedError, read_candidates
 from .processing.sources import find_videos
 from .processing.timeline import plot_timeline
 from .processing.video_source import HTTP
-from .web_answers import VIEW, Answer, Answers, OutOfTimeError, RefusedError, match_examples, read_candidates
+from .web_answers import VIEW, Answer, Answers, OutOfTimeError, match_examples
 from .web_http import describe_limits
 
 SHOWN = 20  # labels as bars; the others are in a list that can be searched

@@ -9,7 +9,6 @@ nor JSON, 422 a video that can't be read or is more than the limits allow, 503 t
 """
 
 import asyncio
-import base64
 import json
 import tempfile
 from collections.abc import Mapping
@@ -23,16 +22,9 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
+from .processing.limits import Limits, RefusedError, candidates_of, check_megabytes, decode_base64
 from .processing.video_source import HTTP
-from .web_answers import (
-    Answers,
-    OutOfTimeError,
-    RefusedError,
-    check_candidates,
-    check_megabytes,
-    read_candidates,
-)
-from .web_limits import Limits
+from .web_answers import Answers, OutOfTimeError
 
 BLOCK = 1 << 20  # bytes of an upload that are copied at a time
 
@@ -273,9 +265,9 @@ async def _read_json(request: Request, folder: Path, limits: Limits) -> tuple[st
     if not isinstance(encoded, str):
         raise BadRequestError(400, "base64 must be a text.")
     try:
-        content = base64.b64decode(encoded.partition(",")[2] if encoded[:5] == "data:" else encoded, validate=True)
-    except ValueError as error:  # binascii.Error is one
-        raise BadRequestError(400, f"base64 can't be read ({error}).") from error
+        content = decode_base64(encoded)
+    except RefusedError as error:
+        raise BadRequestError(400, str(error)) from error
     path = folder / "video"
     path.write_bytes(content)
     return str(path), "the video", given.get("labels"), given.get("top_k")
@@ -288,15 +280,9 @@ def _check_fields(given: Any, known: tuple[str, ...]) -> None:
 
 def _candidates(labels: Any, limits: Limits) -> dict[str, tuple[str, ...]]:
     try:
-        if labels is None or isinstance(labels, str):
-            return read_candidates(labels, limits)
-        if isinstance(labels, dict):
-            return check_candidates(list(labels), labels, limits)
-        if isinstance(labels, list):
-            return check_candidates(labels, {}, limits)
+        return candidates_of(labels, limits)
     except RefusedError as error:
         raise BadRequestError(400, str(error)) from error
-    raise BadRequestError(400, "labels must be a list of names, a text, or an object of names and descriptions.")
 
 
 def _top_k(value: Any) -> int | None:

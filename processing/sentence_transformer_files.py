@@ -1,7 +1,7 @@
 """The files by which sentence-transformers, and so MTEB, loads a saved folder as it is.
 
-A text becomes `get_text_features`, a video `get_video_features`, both not normalised: their cosine is MoTE's similarity
-without modulation.
+A text becomes `get_text_features`, a video `get_video_features`, both not normalised: their cosine is MoTE's
+similarity without modulation.
 """
 
 import json

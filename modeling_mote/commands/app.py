@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..processing.limits import WINDOW_SECONDS, Limits
 from ..processing.sources import find_videos
-from ..web_limits import WINDOW_SECONDS, Limits
 from .command_line import add_device, add_engine, add_flag, add_model, check_model, engine_of, number, run_command
 
 

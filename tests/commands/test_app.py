@@ -36,17 +36,15 @@ from modeling_mote.commands.command_line import run_command
 from modeling_mote.loading import load_pipeline
 from modeling_mote.processing import classify_windows, fit_calibration, merge_windows
 from modeling_mote.processing.builders.moving_shapes import COLORS, MOTIONS, SHAPES, encode_mp4, render_clip
+from modeling_mote.processing.limits import Limits, RefusedError, read_candidates
 from modeling_mote.web_answers import (
     Answer,
     Answers,
     Job,
     OutOfTimeError,
-    RefusedError,
     VisitorReader,
     match_examples,
-    read_candidates,
 )
-from modeling_mote.web_limits import Limits
 
 pytest.importorskip("gradio", reason="Gradio is absent: pip install 'mote-transformers[app]'")
 

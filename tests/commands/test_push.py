@@ -7,7 +7,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from transformers import CLIPConfig
 from modeling_mote import MoTEConfig
 from modeling_mote.cards import HERE, authors_section, published_card, training_card
 from modeling_mote.evaluation import load_to_score
-from modeling_mote.loading import load_model
+from modeling_mote.loading import load_model, load_processor
 from modeling_mote.processing.protocols import PROTOCOLS
 from modeling_mote.publish import PublishError, prepare_repository, publish_checkpoint, weights_sha256
 
@@ -593,6 +595,86 @@ def test_it_loads_without_the_hub(elsewhere, hub, video):
     again = run_python(WITHOUT_PACKAGE, given, folder, CLIP=video, **hub.environment | offline)
     assert again == {name: said[name] for name in ("refused", "main", "snippet")}
     assert len(hub.log) == requests
+
+
+# --------------------------------------------------------------------------------------- others that load a repository
+
+# As Inference Endpoints load a repository: its folder comes first on the path, and hides an installed package.
+OTHERS = """
+from importlib.util import module_from_spec, spec_from_file_location
+from base64 import b64encode
+from huggingface_hub import snapshot_download
+from sentence_transformers import SentenceTransformer
+
+given = json.loads(os.environ["GIVEN"])
+folder = snapshot_download("org/mote-tiny", revision=given["revision"])
+sys.path.insert(0, folder)
+spec = spec_from_file_location("handler", os.path.join(folder, "handler.py"))
+handler = module_from_spec(spec)
+spec.loader.exec_module(handler)
+answer = handler.EndpointHandler(folder)
+with open(video, "rb") as file:
+    content = b64encode(file.read()).decode()
+said = {"zero-shot": [], "errors": []}
+for inputs in (content, given["public"]):
+    said["zero-shot"].append(answer({"inputs": inputs, "parameters": {"candidate_labels": ["left", "still"]}}))
+for inputs in given["inner"]:
+    try:
+        answer({"inputs": inputs})
+    except ValueError as error:
+        said["errors"].append(str(error))
+encoder = SentenceTransformer("org/mote-tiny", revision=given["revision"], trust_remote_code=True, device="cpu")
+said["embedding"] = encoder.encode([video])[0].tolist()
+print(json.dumps(said))
+"""
+NO_PACKAGE = WITHOUT_PACKAGE[: WITHOUT_PACKAGE.index("given, said")]
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """The way out of this machine: whatever is asked for is the clip, but for a host that leads back in."""
+
+    content = b""
+
+    def do_GET(self) -> None:
+        leads_in = "leads-in" in self.path
+        self.send_response(302 if leads_in else 200)
+        self.send_header("Content-Length", "0" if leads_in else str(len(self.content)))
+        if leads_in:
+            self.send_header("Location", "http://169.254.169.254/latest/meta-data/")
+        self.end_headers()
+        self.wfile.write(b"" if leads_in else self.content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["with the package", "without it"])
+def test_an_endpoint_and_sentence_transformers_run_what_was_pushed(
+    package, published, loaded, checkpoint, hub, video, tmp_path
+):
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is absent")
+    inner = [f"{hub.url}/org/mote-tiny", "http://169.254.169.254/clip.mp4", "http://leads-in.example/clip.mp4"]
+    given = {"revision": published["first"], "public": "http://public.example/clip.mp4", "inner": inner}
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Clip", (Proxy,), {"content": Path(video).read_bytes()})) as out:
+        Thread(target=out.serve_forever, daemon=True).start()
+        way_out = {"http_proxy": f"http://127.0.0.1:{out.server_address[1]}", "no_proxy": "127.0.0.1,169.254.169.254"}
+        code = "import sys\n" + NO_PACKAGE * (package == "without it") + OTHERS
+        said = run_python(code, given, tmp_path, CLIP=video, **hub.environment | way_out)
+        out.shutdown()
+    assert said["zero-shot"] == [loaded["first"]["zero-shot"]] * 2
+    assert [error.count("is no public address") for error in said["errors"]] == [1] * 3, said["errors"]
+    model, processor = load_model(str(checkpoint)), load_processor(str(checkpoint))
+    with torch.no_grad():
+        features = model.get_video_features(**processor(videos=[video], return_tensors="pt")).pooler_output
+    torch.testing.assert_close(torch.tensor(said["embedding"]), features[0])
+
+
+def test_an_endpoint_installs_what_the_code_imports(published, hub):
+    files = hub.repositories["org/mote-tiny"].commits[published["first"]]
+    names = {line.split(">")[0].split("<")[0] for line in files["requirements.txt"].decode().splitlines()}
+    assert {"av", "numpy", "pillow", "torch", "torchvision", "transformers"} <= names
+    assert {"handler.py", "endpoint_mote.py", "limits.py", "public_fetch.py", "video_size.py"} <= set(files)
 
 
 # ---------------------------------------------------------------------------------------------------------------- card

@@ -51,7 +51,9 @@ def test_it_takes_frames_and_files_of_any_name(encoder, videos, tmp_path, write_
 
 
 def test_what_it_saves_loads_again_with_its_prompts(shapes_model, videos, tmp_path):
-    encoder = sentence_transformers.SentenceTransformer(str(shapes_model), device="cpu", prompts={"label": "a video of "})
+    encoder = sentence_transformers.SentenceTransformer(
+        str(shapes_model), device="cpu", prompts={"label": "a video of "}
+    )
     encoder.save(str(tmp_path / "saved"))
     again = sentence_transformers.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     assert again.prompts["label"] == "a video of "
