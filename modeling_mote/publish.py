@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,7 +237,7 @@ def write_endpoint_files(staged: Path) -> None:
     (staged / "requirements.txt").write_text("\n".join([*sorted(lines), ""]), "utf-8")
 
 
-def _is_needed(line: str, needed: set[str]) -> bool:
+def _is_needed(line: str, needed: Collection[str]) -> bool:
     requirement = Requirement(line)
     return requirement.marker is None and canonicalize_name(requirement.name) in needed
 
