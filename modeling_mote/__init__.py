@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .explanation import Explanation, explain
     from .modeling_mote import MoTEForVideoClassification, MoTEModel, MoTETemporalModel
     from .modulation_search import choose_modulation_temperature
+    from .token_merging import merge_tokens
 
 __version__ = "0.2.0"
 
@@ -26,6 +27,7 @@ __getattr__ = lazy_names(
         "MoTETemporalModel": "modeling_mote",
         "choose_modulation_temperature": "modulation_search",
         "explain": "explanation",
+        "merge_tokens": "token_merging",
     },
 )
 
@@ -50,6 +52,7 @@ __all__ = [
     "MoTETemporalModel",
     "choose_modulation_temperature",
     "explain",
+    "merge_tokens",
 ]
 
 

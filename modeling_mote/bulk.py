@@ -64,6 +64,7 @@ class VideoScorer:
         batch_size: Videos or windows in one forward.
         num_workers: Processes that read; with 0, this one does, and dies of a file that kills it.
         device: See `load_model`.
+        merge_tokens: Pairs of tokens that each layer of the image tower merges, see `load_pipeline`.
         **reading: `READING_OPTIONS` (`num_frames`, `num_clips`, …) that are not the checkpoint's own.
 
     Raises:
@@ -81,6 +82,7 @@ class VideoScorer:
         batch_size: int = 8,
         num_workers: int = 1,
         device: str | None = None,
+        merge_tokens: int = 0,
         **reading: Any,
     ) -> None:
         known = READING_OPTIONS if window is None else WINDOW_OPTIONS
@@ -95,6 +97,7 @@ class VideoScorer:
         self.window, self.stride = window, stride
         self.prompts = get_prompt_set(prompts)
         self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
+        self.merge_tokens = merge_tokens
         self.reading = {name: value for name, value in sorted(reading.items()) if value is not None}
         self._ready: _Ready | None = None
 
@@ -187,6 +190,7 @@ class VideoScorer:
             "window": self.window,
             "stride": None if self.window is None else self.stride,
             "reading": self.reading,
+            "merge_tokens": self.merge_tokens or None,
             "versions": {
                 "modeling_mote": __version__,
                 "torch": torch.__version__,
@@ -267,7 +271,7 @@ class _Ready:
     """What a scorer works with in one process: the model, what its labels became, and the processes that read."""
 
     def __init__(self, scorer: VideoScorer) -> None:
-        self.classify, self.key = _load(scorer.model, scorer.device)
+        self.classify, self.key = _load(scorer.model, scorer.device, scorer.merge_tokens)
         self.model, self.video_processor = self.classify.model, self.classify.processor.video_processor
         self.dim = self.model.config.projection_dim
         self.class_embeds = (
@@ -311,9 +315,9 @@ class _WindowsOfFile:
 
 
 @cache
-def _load(model: str, device: str | None) -> tuple[ZeroShotVideoClassificationPipeline, str]:
+def _load(model: str, device: str | None, merge_tokens: int) -> tuple[ZeroShotVideoClassificationPipeline, str]:
     """The pipeline of a checkpoint, once per process, and the key of the features that it gives."""
-    classify = load_pipeline(model, device, merge=False)
+    classify = load_pipeline(model, device, merge=False, merge_tokens=merge_tokens)
     key = video_features_key(classify.model, classify.processor.video_processor)
     fold_experts(classify.model)
     return classify, key

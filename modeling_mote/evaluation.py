@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import CLIPModel
 from transformers.utils import cached_file
 
-from . import __version__
+from . import __version__, token_merging
 from .blending import blend_with_clip
 from .feature_cache import class_features, fingerprint, reading_version
 from .loading import load_checkpoint, load_clip, read_record
@@ -182,6 +182,7 @@ def evaluate(
     baseline: bool = False,
     modulate: bool = True,
     merge_temperature: str | None = None,
+    merge_tokens: int = 0,
     output: str | None = None,
     batch_size: int = 8,
     num_workers: int = 2,
@@ -209,6 +210,7 @@ def evaluate(
             rho = 1.
         modulate: False scores with rho = 1.
         merge_temperature: temperature at which the experts are merged; uniformly by default.
+        merge_tokens: pairs of tokens that each layer of the image tower merges, and of the baseline's.
         output: folder of the result; see `results.result_folder` for the default.
         batch_size: videos per process and forward.
         num_workers: reading processes of each process.
@@ -232,6 +234,8 @@ def evaluate(
         if main and output is not None:
             stack.enter_context(only_run(output))
         changed = _deviations(rules, model, alpha, modulate, merge_temperature, labels, allow_empty_classes)
+        if merge_tokens:
+            changed["merge_tokens"] = merge_tokens
         with accelerator.main_process_first():
             lists = load_lists(rules, data, data_dir, list_dir, split, labels, allow_empty_classes)
         texts = {file: reword([each.label_set for each in lists], file) for file in wordings}
@@ -239,6 +243,8 @@ def evaluate(
         scoring = Scoring(rules, lists, scored_model.to(accelerator.device), processor, modulate, texts)
         if baseline:
             facts["baseline_clip"] = scoring.add_clip(model, clip)
+        for each in (scoring.model, *filter(None, [scoring.clip])):
+            token_merging.merge_tokens(each, merge_tokens)
         _note_model(changed, scoring)
         folder = Path(output or "")
         if output is None:

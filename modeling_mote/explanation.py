@@ -39,6 +39,7 @@ from torch import nn
 from .processing import ZeroShotVideoClassificationPipeline
 from .processing.builders.moving_shapes import encode_mp4
 from .processing.files import whole_file, write_whole
+from .processing.module_state import tokens_merged_per_layer
 from .processing.timeline import COLORS
 from .processing.video_inputs import is_one_video
 from .processing.video_options import READING_OPTIONS
@@ -146,7 +147,8 @@ def explain(
 
     Raises:
         ValueError: if `label` or `against` is no candidate, there are no candidates, an option is unknown or wrong,
-            several videos are passed, or the temporal layers of the model were never trained.
+            several videos are passed, the temporal layers of the model were never trained, or its image tower merges
+            tokens.
         VideoDecodeError: if the video can't be decoded, naming it.
     """
     if "examples" in options:
@@ -158,6 +160,8 @@ def explain(
     if not is_one_video(video):
         raise ValueError("explain takes one video: a path, a URL, bytes, an array, a tensor or a list of frames")
     model = classify if isinstance(classify, nn.Module) else classify.model
+    if tokens_merged_per_layer(model):
+        raise ValueError("merged tokens have no place in a frame: call merge_tokens(model, 0) before explain")
     with torch.inference_mode(False), _modes_kept(model):  # in inference mode there is no gradient to be had
         pipe = _as_pipeline(classify, processor)
         pipe, reading, forward = _candidates(pipe, candidate_labels, options)

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
-from . import registration  # noqa: F401  AutoProcessor and pipeline() know MoTE then
+from . import registration, token_merging  # noqa: F401  AutoProcessor and pipeline() know MoTE then
 from .configuration_mote import STARTS_FROM, MoTEConfig, check_folder
 from .engines import use_engine
 from .fastest import use_fastest
@@ -172,6 +172,7 @@ def load_pipeline(
     model: str,
     device: torch.device | str | None = None,
     merge: bool = True,
+    merge_tokens: int = 0,
     engine: str | None = None,
     say: Callable[[str], Any] = lambda line: None,
 ) -> ZeroShotVideoClassificationPipeline:
@@ -181,14 +182,17 @@ def load_pipeline(
         model: folder or Hub id.
         device: see `load_model`; an accelerator by default, if there is one.
         merge: fold the experts, which the scores do not depend on and every forward is faster for.
+        merge_tokens: pairs of tokens that each layer of the image tower merges, see `token_merging`: faster, and other
+            scores.
         engine: what runs the image tower, see `engines.ENGINES`, or "fastest"; PyTorch by default.
         say: is told about the engine.
 
     Raises:
         CheckpointError: see `load_model` and `load_processor`.
-        ValueError, OSError: see `use_engine`.
+        ValueError, OSError: for a number of tokens that can't be merged, and see `use_engine`.
     """
     loaded, processor = load_checkpoint(model, device=device)
+    token_merging.merge_tokens(loaded, merge_tokens)
     if merge:
         fold_experts(loaded)
     if engine == "fastest":

@@ -56,6 +56,7 @@ def index_videos(
     num_workers: int = 2,
     save_every: float = 60.0,
     device: str | None = None,
+    merge_tokens: int = 0,
     show_progress: bool = False,
 ) -> Indexed:
     """Embed videos into a folder within an index, and build the index; again, for what has changed among them.
@@ -71,6 +72,7 @@ def index_videos(
         num_workers: Processes that read videos; one that dies costs its own video.
         save_every: Seconds between savings.
         device: See `load_model`.
+        merge_tokens: See `VideoScorer`; queries do the same.
         show_progress: Draw bars.
 
     Returns:
@@ -84,7 +86,9 @@ def index_videos(
     path, items = Path(path), list_items(sources)
     features = path / FEATURES_NAME
     gone = _gone(path, features, items)
-    scorer = VideoScorer(model, batch_size=batch_size, num_workers=num_workers, device=device)
+    scorer = VideoScorer(
+        model, batch_size=batch_size, num_workers=num_workers, device=device, merge_tokens=merge_tokens
+    )
     embedded = embed_all(
         scorer, items, features, shard_seconds=save_every, retry=True, prune=True, show_progress=show_progress
     )
@@ -146,7 +150,8 @@ class VideoSearch:
             raise ValueError(f"Index {path} holds no video: none of its files could be read.")
         record = self.index.record
         model = model or record["model"]
-        self._scorer = VideoScorer(model, num_workers=1, device=device, **record["reading"])
+        merge_tokens = record.get("merge_tokens") or 0
+        self._scorer = VideoScorer(model, num_workers=1, device=device, merge_tokens=merge_tokens, **record["reading"])
         if self._scorer.record()["key"] != record["key"]:
             raise ValueError(
                 f"Index {path} was made with another model than {model} is now, or by another release: make it again, "

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .module_state import module_state
+from .module_state import module_state, tokens_merged_per_layer
 from .reading import PixelReader, ProcessDied, Reading, VideoPart, describe_death, read_in_processes
 from .tensor_files import load_tensors, save_tensors
 from .video_inputs import is_one_video
@@ -107,6 +107,7 @@ class ExampleSet:
         temporal_embeds: mean temporal features h, float32 [n, d].
         names: what messages call each example.
         probe: what the model makes of a picture that is always the same, [2d]: another model makes something else.
+        tokens_merged: pairs of tokens that each layer of the model's image tower merges.
     """
 
     labels: tuple[str, ...]
@@ -115,6 +116,7 @@ class ExampleSet:
     temporal_embeds: torch.Tensor
     names: tuple[str, ...]
     probe: torch.Tensor
+    tokens_merged: int = 0
     _fits: list[tuple[tuple, torch.Tensor, Evidence]] = field(default_factory=list, init=False, repr=False)
     _checked: str | None = field(default=None, init=False, repr=False)
 
@@ -208,6 +210,7 @@ class ExampleSet:
             temporal.contiguous(),
             tuple(names[index] for index in kept),
             _probe(model),
+            tokens_merged_per_layer(model),
         )
         found._checked = _state(model)
         return found
@@ -219,7 +222,7 @@ class ExampleSet:
             OSError: if it can't be written; what was there is there still.
         """
         tensors = {name: getattr(self, name) for name in ("targets", "frame_embeds", "temporal_embeds", "probe")}
-        texts = {"labels": json.dumps(self.labels), "names": json.dumps(self.names)}
+        texts = {name: json.dumps(getattr(self, name)) for name in ("labels", "names", "tokens_merged")}
         save_tensors(tensors, Path(path), {"kind": KIND, **texts})
 
     @classmethod
@@ -243,6 +246,7 @@ class ExampleSet:
         found = cls(
             labels=tuple(json.loads(metadata["labels"])),
             names=tuple(json.loads(metadata["names"])),
+            tokens_merged=json.loads(metadata.get("tokens_merged", "0")),
             **{name: tensor.clone() for name, tensor in tensors.items()},
         )
         found.check_model(model, str(path))
@@ -252,11 +256,16 @@ class ExampleSet:
         """Make sure that the features are those of a model, by what it makes of one picture.
 
         Raises:
-            ValueError: if it is another model.
+            ValueError: if it is another model, or merges other numbers of tokens.
         """
         state = _state(model)
         if state is not None and state == self._checked:
             return
+        if tokens_merged_per_layer(model) != self.tokens_merged:
+            raise ValueError(
+                f"{name} were made with merge_tokens {self.tokens_merged}, and the model has "
+                f"{tokens_merged_per_layer(model)}: set the same, or make them again"
+            )
         found = _probe(model)
         if found.shape != self.probe.shape or (found - self.probe).norm() > SAME_MODEL * self.probe.norm():
             raise ValueError(

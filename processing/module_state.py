@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+TOKENS_MERGED = "tokens_merged_per_layer"  # of an image tower's encoder, while it merges tokens
+
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
@@ -70,6 +72,16 @@ def module_settings(module: nn.Module) -> dict[str, Any]:
         if key != "training" and _is_plain(value)  # features are computed in evaluation mode, whatever it says
     }
     return dict(sorted(settings.items()))
+
+
+def tokens_merged_per_layer(model: nn.Module) -> int:
+    """How many pairs of tokens each layer of a model's image tower merges; 0 if it computes as CLIP does.
+
+    Args:
+        model: Any model; `token_merging.merge_tokens` sets it.
+    """
+    encoder = getattr(getattr(model, "vision_model", None), "encoder", None)
+    return int(getattr(encoder, TOKENS_MERGED, 0))
 
 
 def _is_plain(value: Any) -> bool:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .files import whole_file
+from .module_state import TOKENS_MERGED
 
 CHECKSUM = "sha256"  # in a file's metadata: the fingerprint of its tensors and its other metadata
 # What peft's layers compute with beside their weights: the same weights give other features with an adapter off.
@@ -21,8 +22,8 @@ def fingerprint(*parts: Any) -> str:
     """SHA-256 of modules' and tensors' values and of anything JSON can hold, in hexadecimal.
 
     Args:
-        *parts: modules (names and values of their parameters and buffers, which adapters are on, and which engine
-            runs them, see `engines`), tensors, or JSON values.
+        *parts: modules (names and values of their parameters and buffers, which adapters are on, how many tokens are
+            merged, and which engine runs them, see `engines`), tensors, or JSON values.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -45,11 +46,11 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _beside_weights(module: nn.Module) -> dict[str, Any]:
-    """Adapters that are on, and engines, by module: the same weights give other features with them."""
+    """Adapters that are on, merged tokens, and engines, by module: the same weights give other features with them."""
     return {
         f"{name}.{field}": getattr(layer, field)
         for name, layer in module.named_modules()
-        for field in (*(ADAPTER_STATE if hasattr(layer, "merged_adapters") else ()), "engine")
+        for field in (*(ADAPTER_STATE if hasattr(layer, "merged_adapters") else ()), "engine", TOKENS_MERGED)
         if hasattr(layer, field)
     }
 

@@ -42,6 +42,7 @@ from .command_line import (
     add_engine,
     add_flag,
     add_labels,
+    add_merge_tokens,
     add_model,
     add_reading,
     add_videos,
@@ -80,6 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smooth", type=number(0, kind=float), help="average scores over so many seconds")
     parser.add_argument("--timeline", help="PNG file of the scores over time, for one video")
     add_reading(parser, what="videos or windows")
+    add_merge_tokens(parser)
     add_device(parser)
     add_engine(parser)
 
@@ -125,7 +127,9 @@ def run(options: argparse.Namespace) -> int:
     from ..video_scores import SavedScores, load_examples, over_training_classes, score_all, settings_of
 
     videos, labels = options.found, options.names
-    classify = load_pipeline(options.model, options.device, engine=options.engine, say=say)
+    classify = load_pipeline(
+        options.model, options.device, merge_tokens=options.merge_tokens, engine=options.engine, say=say
+    )
     # A set that is cut short no longer holds the true label as surely as it says.
     most = SHOWN_LABELS if options.coverage is None else None
     scoring: dict[str, Any] = {"top_k": options.top_k or most, "answering": options.answering}
@@ -147,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
     if options.window is not None:
         scoring |= {"window": options.window, "stride": options.stride or 1.0, "smooth": options.smooth or 0.0}
     facts = {
-        name: getattr(options, name) for name in ("model", "examples", "window", "stride", "smooth")
+        name: getattr(options, name) for name in ("model", "examples", "window", "stride", "smooth", "merge_tokens")
     } | options.answering
     facts |= {"labels": labels, "renamed": options.renamed}
     if options.timeline is not None:

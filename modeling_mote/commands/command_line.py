@@ -176,6 +176,16 @@ def add_reading(parser: argparse.ArgumentParser, batch_size: int = 8, what: str 
     parser.add_argument("--num_workers", type=number(0), default=2, help="processes that read videos")
 
 
+def add_merge_tokens(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--merge_tokens",
+        type=number(0),
+        default=0,
+        metavar="N",
+        help="pairs of tokens that each layer of the image tower merges: faster, and other scores",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, …; an accelerator by default, if there is one")
 

@@ -32,6 +32,7 @@ from .command_line import (
     add_device,
     add_flag,
     add_labels,
+    add_merge_tokens,
     add_model,
     add_reading,
     check_model,
@@ -53,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "retry", "read again what could not be read")
     add_flag(parser, "prune", "take out the rows of files that no source names any more")
     add_reading(parser, what="videos or windows")
+    add_merge_tokens(parser)
     add_device(parser)
     parser.add_argument("--shard_rows", type=number(1), default=4096, help="rows per Parquet file, about")
     parser.add_argument(
@@ -93,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         device=options.device,
+        merge_tokens=options.merge_tokens,
     )
     done = embed_all(
         scorer,

@@ -24,7 +24,15 @@ import sys
 import warnings
 from pathlib import Path
 
-from .command_line import add_flag, add_model, add_reading, check_model, number, run_command
+from .command_line import (
+    add_flag,
+    add_merge_tokens,
+    add_model,
+    add_reading,
+    check_model,
+    number,
+    run_command,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_flag(parser, "no_modulation", "score with rho = 1")
     parser.add_argument("--merge_temperature", help="merge the experts at this temperature, not uniformly")
+    add_merge_tokens(parser)
     parser.add_argument(
         "--labels_file",
         help="CSV of the class names and descriptions (columns `name`, `description`), or other names, in their order",
@@ -99,6 +108,7 @@ def run(options: argparse.Namespace) -> int:
         baseline=options.baseline,
         modulate=not options.no_modulation,
         merge_temperature=options.merge_temperature,
+        merge_tokens=options.merge_tokens,
         output=options.output,
         batch_size=options.batch_size,
         num_workers=options.num_workers,

@@ -34,7 +34,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..processing.sources import find_videos
-from .command_line import add_device, add_flag, add_model, add_reading, add_videos, check_model, number, run_command
+from .command_line import (
+    add_device,
+    add_flag,
+    add_merge_tokens,
+    add_model,
+    add_reading,
+    add_videos,
+    check_model,
+    number,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from ..video_index import Built, Hit
@@ -56,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_videos(index)
     add_model(index)
     add_reading(index)
+    add_merge_tokens(index)
     index.add_argument("--save_every", type=number(0, kind=float), default=60.0, help="seconds per saving")
     add_device(index)
     for command in (build, duplicates):
@@ -103,7 +114,7 @@ def check(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.command == "index":
-        names = ("batch_size", "num_workers", "save_every", "device")
+        names = ("batch_size", "num_workers", "save_every", "device", "merge_tokens")
         reading = {name: getattr(options, name) for name in names}
         return make(options.index, options.videos, options.model, options.note, **reading)
     if options.command == "build":
