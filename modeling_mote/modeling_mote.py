@@ -190,6 +190,31 @@ def _label_cosines(
     return dots / squares.clamp(min=1e-24).sqrt()
 
 
+def distinct_frames(frames: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Which frames are equal, bit for bit, to an earlier one.
+
+    Args:
+        frames: [n, 3, h, w].
+
+    Returns:
+        the indices of the m others, and for each of the n frames its place among these.
+    """
+    pixels = frames.flatten(1)
+    some = pixels[:, :: max(1, pixels.shape[1] // 256)].contiguous().view(torch.uint8).numpy()  # tell most apart
+    alike: dict[bytes, list[int]] = {}  # {some pixels: places of the frames that have them}
+    first: list[int] = []
+    places: list[int] = []
+    for index, frame in enumerate(pixels):
+        candidates = alike.setdefault(some[index].tobytes(), [])
+        place = next((each for each in candidates if torch.equal(pixels[first[each]], frame)), None)
+        if place is None:
+            place = len(first)
+            candidates.append(place)
+            first.append(index)
+        places.append(place)
+    return first, places
+
+
 class MoTEExperts(nn.Module):
     """The feed-forwards of one layer: E experts d → 4d → d as stacked parameters that are mixed in weight space."""
 
@@ -563,6 +588,8 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
     ) -> BaseModelOutputWithPooling:
         """CLIP's projected image features of every frame.
 
+        On a CPU, without gradients, frames that are equal go through the image tower once.
+
         Args:
             pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
             interpolate_pos_encoding: whether to resample the image tower's positions to frames of another size.
@@ -577,13 +604,32 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
                 f"got {list(pixel_values_videos.shape)}."
             )
         leading = pixel_values_videos.shape[:-3]
+        frames, places = pixel_values_videos.flatten(0, -4), None
+        if self._may_skip_frames(frames, **kwargs):
+            first, places = distinct_frames(frames)
+            frames = frames if len(first) == len(frames) else frames[first]
         outputs = self.get_image_features(
-            pixel_values=pixel_values_videos.flatten(0, -4),
+            pixel_values=frames,
             interpolate_pos_encoding=interpolate_pos_encoding,
             **{**kwargs, "return_dict": True},
         )
+        if places is not None and len(frames) < len(places):
+            outputs.last_hidden_state = outputs.last_hidden_state[places]
+            outputs.pooler_output = outputs.pooler_output[places]
         outputs.pooler_output = outputs.pooler_output.unflatten(0, leading)
         return outputs
+
+    def _may_skip_frames(self, frames: torch.Tensor, **kwargs) -> bool:
+        """Whether to look for equal frames: not in a graph, nor where it would make a device wait or hide states."""
+        in_graph = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+        recorded = [
+            kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
+        ]
+        return (
+            len(frames) > 1
+            and frames.device.type == "cpu"
+            and not (in_graph or torch.is_grad_enabled() or any(recorded))
+        )
 
     @can_return_tuple
     def get_temporal_features(

@@ -19,7 +19,7 @@ import av
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
-from .video_file import WHOLE, Clip, Picture, VideoFile, is_flush, open_video
+from .video_file import WHOLE, Clip, Picture, VideoFile, expected_frames, is_flush, open_video
 from .video_source import Source, VideoDecodeError, VideoNotFoundError, VideoSource
 
 FrameChoice = Sequence[int] | np.ndarray | Callable[[VideoMetadata], Sequence[int] | np.ndarray]
@@ -27,6 +27,8 @@ Finish = Callable[[np.ndarray, float], Any]  # what becomes of a frame [h, w, 3]
 
 BACKENDS = ("auto", "pyav", "decord", "torchcodec")
 MAX_FRAME_BYTES = int(os.environ.get("MOTE_MAX_FRAME_BYTES", 4 << 30))  # of all frames that a call keeps
+
+MAX_AHEAD = 2 << 20  # bytes of a file whose packets are all read before they are decoded, so that they are read once
 
 SLICES, IDR_SLICE, PARAMETER_SETS = range(1, 6), 5, (7, 8)  # kinds of H.264 units (ITU-T H.264, table 7-1)
 
@@ -161,20 +163,26 @@ def _decode(source: Source, clip: Clip, wanted: np.ndarray | None, finish: Finis
 
 
 def _decode_from(
-    source: Source, clip: Clip, wanted: np.ndarray | None, finish: Finish | None, skip: int
+    source: Source, clip: Clip, wanted: "np.ndarray | _Choice | None", finish: Finish | None, skip: int
 ) -> tuple[_Pass, bool]:
     """Decode in order what follows some packets, and tell whether skipping these may have mattered."""
-    found, keep = _Pass(), None if wanted is None else frozenset(wanted.tolist())
-    kept = 0  # bytes
+    found, keep, kept, many = _Pass(), None, 0, 0  # kept: bytes so far; many: frames to give
     with open_video(source) as video:
+        if isinstance(wanted, _Choice):
+            found.num_frames, found.fps = video.read_ahead(clip)
         for number, (_, frame) in enumerate(video.frames(clip, skip)):
+            if number == 0:
+                found.look(video.picture)
+                wanted = wanted.ask(found.metadata("pyav")) if isinstance(wanted, _Choice) else wanted
+                if wanted is not None:
+                    keep, many = frozenset(wanted.tolist()), len(wanted)
             if keep is not None and number not in keep:
                 continue
             image = video.image(frame)
             found.images[number] = image = image if finish is None else finish(image, video.pixel_aspect)
             size = getattr(image, "nbytes", 0)
             kept += size
-            if max(kept, size * (0 if wanted is None else len(wanted))) > MAX_FRAME_BYTES:
+            if max(kept, size * many) > MAX_FRAME_BYTES:
                 raise VideoDecodeError(
                     f"{source.name}: the frames asked for take more than {MAX_FRAME_BYTES / 2**30:g} GiB of memory: "
                     "ask for fewer, make them smaller as they come (finish), or raise MOTE_MAX_FRAME_BYTES."
@@ -184,23 +192,45 @@ def _decode_from(
         return found, video.in_doubt
 
 
+@dataclass
+class _Choice:
+    """The frames that a function chooses by what is known before decoding.
+
+    Attributes:
+        indices: What it chose; none as long as it was not asked, or refused.
+        num_frames: The number of frames that it was told, n.
+        refusal: What it raised.
+    """
+
+    choose: Callable[[VideoMetadata], Any]
+    indices: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    num_frames: int | None = None
+    refusal: Exception | None = None
+
+    def ask(self, metadata: VideoMetadata) -> np.ndarray:
+        self.num_frames = metadata.total_num_frames
+        try:
+            self.indices = _as_indices(self.choose(metadata))
+        except Exception as error:  # it may be the number that is wrong
+            self.refusal = error
+        return self.indices
+
+
 def _decode_sampled(
     source: Source, clip: Clip, choose: Callable[[VideoMetadata], Any], finish: Finish | None, strict: bool
 ) -> tuple[np.ndarray, _Pass]:
     """Choose by the number of packets and decode; where the decoder gives another number, choose and decode again."""
-    scan = _scan(source, clip)
-    refusal: Exception | None = None
-    try:
-        indices = _as_indices(choose(scan.metadata("pyav")))
-    except Exception as error:  # raised below, unless the number that it refuses was wrong
-        refusal, indices = error, np.empty(0, np.int64)
-    found = _decode(source, clip, indices, finish, strict)
-    if found.num_frames != scan.num_frames and found.num_frames:
+    choice = _Choice(choose)
+    if clip.start is None and source.size <= MAX_AHEAD:
+        found, _ = _decode_from(source, clip, choice, finish, 0)
+    else:
+        found = _decode(source, clip, choice.ask(_scan(source, clip).metadata("pyav")), finish, strict)
+    if found.num_frames != choice.num_frames and found.num_frames:
         indices = _as_indices(choose(found.metadata("pyav")))
-        found = _decode(source, clip, indices, finish, strict)
-    elif refusal is not None and found.num_frames:
-        raise refusal
-    return indices, found
+        return indices, _decode(source, clip, indices, finish, strict)
+    if choice.refusal is not None and found.num_frames:
+        raise choice.refusal
+    return choice.indices, found
 
 
 def _scan(source: Source, clip: Clip, evidence: "_SeekEvidence | None" = None) -> _Pass:
@@ -215,11 +245,9 @@ def _scan(source: Source, clip: Clip, evidence: "_SeekEvidence | None" = None) -
                     continue
                 if evidence is not None:
                     evidence.add(packet)
-                if packet.is_discard:
-                    continue  # an edit list hides its frame
-                if clip.is_over(video.clock.decoded_at(packet)):
+                if not packet.is_discard and clip.is_over(video.clock.decoded_at(packet)):
                     break  # what is decoded later is shown later
-                found.num_frames += video.clock.seconds(packet) in clip
+                found.num_frames += expected_frames(packet, video.clock, clip)
         found.fps = video.clock.fps
         if evidence is not None and first is not None:
             evidence.weigh(video, first)

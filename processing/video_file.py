@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 import av
@@ -154,12 +155,13 @@ class VideoFile:
         self.in_doubt = False
         self._failure: Exception | None = None
         self._clip, self._patched = WHOLE, False
+        self._demuxed, self._ahead = self._demux(), deque[av.Packet | Exception]()
         brand = container.metadata.get("major_brand", "").strip()
         self._may_be_still = container.format.name in (*PICTURES, "gif", "apng") or brand in PICTURE_BRANDS
 
-    def packets(self) -> Iterator[av.Packet]:
-        """The packets of the video stream, their time stamps mended where a clock starts again; the last is empty."""
-        demuxed = self.container.demux()
+    def _demux(self) -> Iterator[av.Packet]:
+        """The packets of the video stream as the file has them; the last is empty."""
+        demuxed = self.container.demux(*self.inventory.streams)
         while True:
             try:
                 packet = next(demuxed, None)
@@ -170,11 +172,44 @@ class VideoFile:
             self.inventory.add(packet)
             if packet.stream.index != self.stream.index:
                 continue
-            if is_flush(packet):
+            if packet.size or is_flush(packet):  # an empty sample would tell the decoder that this is the end
                 yield packet
-            elif packet.size:  # an empty sample would tell the decoder that this is the end
+
+    def packets(self) -> Iterator[av.Packet]:
+        """The packets of the video stream, their time stamps mended where a clock starts again; the last is empty."""
+        ahead = (self._ahead.popleft() for _ in range(len(self._ahead)))  # let go once they are decoded
+        for packet in chain(ahead, self._demuxed):
+            if isinstance(packet, Exception):
+                raise packet
+            if packet.size:
                 self.clock.mend(packet)
-                yield packet
+            yield packet
+
+    def read_ahead(self, clip: Clip = WHOLE) -> tuple[int, float | None]:
+        """Read the packets of a clip into memory, from where they are decoded later.
+
+        Args:
+            clip: The part that counts; only its end may be set.
+
+        Returns:
+            How many frames they should give, and how many in a second: as `expected_frames` and `Clock.fps` tell.
+        """
+        clock, number = Clock(self.container, self.stream), 0
+        try:
+            for packet in self._demuxed:
+                self._ahead.append(packet)
+                if is_flush(packet):
+                    continue
+                stamps = packet.pts, packet.dts
+                clock.mend(packet)
+                is_over, frames = clip.is_over(clock.decoded_at(packet)), expected_frames(packet, clock, clip)
+                packet.pts, packet.dts = stamps
+                if is_over and not packet.is_discard:
+                    break  # what is decoded later is shown later
+                number += frames
+        except Exception as error:  # which is raised where decoding comes to it
+            self._ahead.append(error)
+        return number, clock.fps
 
     def frames(self, clip: Clip = WHOLE, skip: int = 0) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decode up to the end of the clip or the first error.
@@ -189,14 +224,16 @@ class VideoFile:
         self._clip, decoder, due = clip, self.stream.codec_context, 0
         try:
             for number, packet in enumerate(self.packets()):
-                decoder.skip_frame = "ALL" if number < skip else "DEFAULT"
-                if number == skip and skip:
+                if number < skip:
+                    decoder.skip_frame = "ALL"
+                elif number == skip and skip:
+                    decoder.skip_frame = "DEFAULT"
                     decoder.flush_buffers()
                 frames = packet.decode()
                 if number < skip:
                     continue
-                shown = not is_flush(packet) and not packet.is_discard
-                due += skip > 0 and shown and self.clock.seconds(packet) in clip
+                if skip and not is_flush(packet) and not packet.is_discard:
+                    due += self.clock.seconds(packet) in clip
                 for frame in frames:
                     if self.picture is None:
                         self.picture = Picture(frame, self.stream.sample_aspect_ratio)
@@ -279,6 +316,16 @@ class VideoFile:
 def is_flush(packet: av.Packet) -> bool:
     """Whether this is PyAV's end mark; containers may hold empty packets too, which have a time."""
     return not packet.size and packet.dts is None
+
+
+def expected_frames(packet: av.Packet, clock: "Clock", clip: Clip) -> int:
+    """How many frames of a clip a packet should give, as far as it tells; only decoding says it for sure."""
+    if packet.is_discard:
+        return 0  # an edit list hides its frame
+    # Some encoders of MPEG-4 leave a packet for every picture that they dropped, too short for a start code.
+    if packet.size < len(b"\0\0\1\xb6") and packet.stream.codec_context.name == "mpeg4":
+        return 0
+    return int(clock.seconds(packet) in clip)
 
 
 class Clock:
@@ -394,13 +441,19 @@ class Clock:
 
 
 class Inventory:
-    """What was read of a file against what its header promises: containers that are cut often just end."""
+    """What was read of a file against what its header promises: containers that are cut often just end.
+
+    Attributes:
+        streams: those of which it needs to see the packets; all if there are none.
+    """
 
     # Demuxers drop some packets on purpose, so that only a large gap to the header says anything.
     FAR_FEWER = 0.9
 
     def __init__(self, reader: Reader, container: av.container.InputContainer, stream: av.VideoStream) -> None:
         self._reader, self._container, self._stream = reader, container, stream
+        # A header of Matroska says how long all streams take; of the others, only the pictures count.
+        self.streams = () if container.format.name == "matroska,webm" else (stream,)
         self._packets = 0
         self._last: av.Packet | None = None
         self._ends: dict[int, int] = {}  # of what was read from each stream, in its ticks
@@ -518,4 +571,15 @@ def _without_unknown_side_data(frame: av.VideoFrame) -> av.VideoFrame:
     return stripped
 
 
-__all__ = ["MAX_PIXELS", "WHOLE", "Clip", "Clock", "Inventory", "Picture", "VideoFile", "is_flush", "open_video"]
+__all__ = [
+    "MAX_PIXELS",
+    "WHOLE",
+    "Clip",
+    "Clock",
+    "Inventory",
+    "Picture",
+    "VideoFile",
+    "expected_frames",
+    "is_flush",
+    "open_video",
+]

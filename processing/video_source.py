@@ -82,6 +82,20 @@ class Source:
         if self.file == b"" or (isinstance(self.file, Path) and not self.file.stat().st_size):
             raise VideoDecodeError(f"{self.name} is empty (0 bytes).")
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file.
+
+        Raises:
+            VideoDecodeError: If it cannot be told.
+        """
+        try:
+            if isinstance(self.file, Path):
+                return self.file.stat().st_size
+            return len(self.file) if isinstance(self.file, bytes) else self.file.seek(0, os.SEEK_END)
+        except Exception as error:  # a file object's own
+            raise VideoDecodeError(f"{self.name} cannot be opened ({reason(error)}).") from error
+
     def rewound(self) -> Any:
         """What another library opens: a path as text, or a file object at its start."""
         if isinstance(self.file, Path):

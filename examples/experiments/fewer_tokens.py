@@ -1,4 +1,4 @@
-"""What token merging gains and costs: speed of the image tower against the number merged, and top-1 on the demo's clips.
+"""What token merging gains and costs: the image tower's speed by the number merged, and top-1 on the demo's clips.
 
     python examples/experiments/fewer_tokens.py --model runs/moving_shapes/model --page docs/fewer_tokens.md
 
