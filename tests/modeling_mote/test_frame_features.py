@@ -51,7 +51,7 @@ def test_they_are_those_of_the_frames_and_encoded_once(clips, make_model, tmp_pa
     monkeypatch.setattr(frame_features, "SHARD", 3)
     model, pixels = make_model(), clips()
     features = encode(model, pixels, tmp_path)
-    assert len(features) == 6 and encoded[0] == 5 * 4
+    assert len(features) == 6 and 0 < encoded[0] <= 5 * 4  # equal frames of a batch are encoded once
     for index in range(6):
         inputs = pixels.inputs({"pixel_values_videos": pixels[index]["pixel_values_videos"][None]})
         expected = model.get_frame_features(**inputs).pooler_output[0]
