@@ -19,6 +19,7 @@ ELSEWHERE = {  # pages about one command or script, run by its own tests
     "export.md": "commands/test_export.py",
     "hub.md": "commands/test_push.py",
     "long_videos.md": "commands/test_classify.py",
+    "mteb.md": "examples/test_mteb.py",
 }
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
 BLOCKS = [
