@@ -5,8 +5,9 @@
 
 Prints every file with its size, then the commit that pins them. Uploads weights, config, processor, tokenizer,
 `labels.txt`, the code for `trust_remote_code=True` and for Inference Endpoints, the records of `mote train` or
-`mote convert`, `curves.png`, results of `mote evaluate`, and the card. An upload that fails leaves the repository as it was. It is signed with the
-token of `hf auth login` or of the variable HF_TOKEN, which needs write access and is never printed.
+`mote convert`, `curves.png`, results of `mote evaluate`, and the card. An upload that fails leaves the repository as
+it was. It is signed with the token of `hf auth login` or of the variable HF_TOKEN, which needs write access and is
+never printed.
 """
 
 import argparse
