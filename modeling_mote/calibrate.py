@@ -94,8 +94,8 @@ def fit_to_clips(model: MoTEModel, kept: Sequence[ScoredClips], class_embeds: to
 
     def score(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         # Modulation and the mean over frames commute: a clip is its mean frame, [r, 1, d].
-        means = (each[rows, None].to(class_embeds.device) for each in (frames, temporal))
-        logits, *_ = model.score_modulated(*means, class_embeds[columns.to(class_embeds.device)])
+        mean_frames, mean_temporal = (each[rows, None].to(class_embeds.device) for each in (frames, temporal))
+        logits, *_ = model.score_modulated(mean_frames, mean_temporal, class_embeds[columns.to(class_embeds.device)])
         return logits.float() / model.logit_scale.float().exp()
 
     return fit_calibration(cosines, labels, score)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .class_names import parse_labels, to_words
     from .example_set import ExampleSet
     from .frame_sampling import sample_indices
+    from .live import classify_stream
     from .long_video import classify_windows
     from .pipeline_mote import ZeroShotVideoClassificationPipeline
     from .processing_mote import MoTEProcessor
@@ -34,6 +35,7 @@ __getattr__ = lazy_names(
         "VideoDecodeError": "video_source",
         "ZeroShotVideoClassificationPipeline": "pipeline_mote",
         "augment_clip": "augmentation",
+        "classify_stream": "live",
         "classify_windows": "long_video",
         "clip_seed": "augmentation",
         "decode_video": "video_decoding",
@@ -66,6 +68,7 @@ __all__ = [
     "VideoDecodeError",
     "ZeroShotVideoClassificationPipeline",
     "augment_clip",
+    "classify_stream",
     "classify_windows",
     "clip_seed",
     "decode_video",

@@ -7,7 +7,7 @@
 >>> plot_timeline(windows).savefig("timeline.png")
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,22 +66,56 @@ def classify_windows(
         FileNotFoundError: If there is no file at the path (a `VideoDecodeError` too).
         TypeError: If `video` is none of the above kinds.
     """
+    reader, encoder, forward, answering = prepare_windows(
+        classify, candidate_labels, options, OPTIONS, "classify_windows", window, stride, batch_size, thumbnails=True
+    )
+    answering = replace(answering, top_k=None, threshold=None, coverage=None)  # a window has all labels
+    return _classify(classify, reader, encoder, reader.open(video), forward, answering)
+
+
+def prepare_windows(
+    classify: ZeroShotVideoClassificationPipeline,
+    candidate_labels: Iterable[str] | str | None,
+    options: Mapping[str, Any],
+    known: Sequence[str],
+    caller: str,
+    window: float,
+    stride: float,
+    batch_size: int = 1,
+    thumbnails: bool = False,
+) -> tuple[WindowReader, WindowEncoder, dict[str, Any], AnswerOptions]:
+    """What scores the windows of a video: how they are read and encoded, and how `classify.rank` answers.
+
+    Args:
+        classify: The pipeline, whose options hold where none is given.
+        candidate_labels: Names of the classes; None for those that the pipeline was made with.
+        options: Those that were given.
+        known: Names of those that are taken.
+        caller: The function that takes them.
+        window: As in `WindowReader`, as are the others.
+        stride: From one window to the next, in seconds.
+        batch_size: Windows at a time.
+        thumbnails: Whether to make them.
+
+    Returns:
+        The reader, the encoder, and the keyword arguments and answer options of `rank`.
+
+    Raises:
+        ValueError: For bad labels and options.
+    """
     check_window(window, stride, batch_size)
-    unknown = [name for name in options if name not in OPTIONS]
-    if unknown:
-        raise ValueError(f"unknown argument {unknown[0]!r} of classify_windows: it takes {', '.join(OPTIONS)}")
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"unknown argument {unknown[0]!r} of {caller}: it takes {', '.join(known)}")
     processing, forward, post = classify._sanitize_parameters(candidate_labels=candidate_labels, **options)
     processing, forward = classify._preprocess_params | processing, classify._forward_params | forward
     answering = (classify._postprocess_params | post).get("options", AnswerOptions())
-    answering = replace(answering, top_k=None, threshold=None, coverage=None)  # a window has all labels
     if "candidate_labels" not in forward:
         raise ValueError("candidate_labels is missing: pass a list of names or a comma-separated string")
     processor = classify.processor.video_processor
     own_frames = processor.frames_per_clip(classify.model.config)
     num_frames = processing.get("num_frames", own_frames or classify.model.config.num_frames)
-    reader = WindowReader(processor, num_frames, window, stride, batch_size, processing, thumbnails=True)
-    encoder = WindowEncoder(classify.model, processor, num_frames)
-    return _classify(classify, reader, encoder, reader.open(video), forward, answering)
+    reader = WindowReader(processor, num_frames, window, stride, batch_size, processing, thumbnails)
+    return reader, WindowEncoder(classify.model, processor, num_frames), forward, answering
 
 
 def _classify(
@@ -104,4 +138,4 @@ def _classify(
             }
 
 
-__all__ = ["classify_windows"]
+__all__ = ["classify_windows", "prepare_windows"]

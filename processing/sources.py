@@ -10,6 +10,10 @@ from typing import NamedTuple
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".3gp", ".ts")
 BENCHMARKS = ("kinetics", "ucf101", "hmdb51", "moving_shapes")  # data sets known by name: keys of `builders.BUILDERS`
 
+STDIN = "-"
+RTSP = ("rtsp://", "rtsps://")  # how cameras speak
+DEVICE = re.compile(r"/dev/video\d+")  # of Linux
+
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")  # two letters at least: C:// is a disk
 
 
@@ -95,6 +99,11 @@ def is_url(source: str) -> bool:
     return _URL.match(source) is not None
 
 
+def is_live(source: str) -> bool:
+    """Whether a source is live by its nature; an http address is that of a file unless it is said to be live."""
+    return source == STDIN or source.startswith(RTSP) or DEVICE.fullmatch(source) is not None
+
+
 def is_video_name(name: str) -> bool:
     """Whether a file name ends as those of videos do."""
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
@@ -116,4 +125,17 @@ def walk(folder: Path) -> list[str]:
     return sorted(files)
 
 
-__all__ = ["BENCHMARKS", "VIDEO_SUFFIXES", "Videos", "find_videos", "is_url", "is_video_name", "some_of", "walk"]
+__all__ = [
+    "BENCHMARKS",
+    "DEVICE",
+    "RTSP",
+    "STDIN",
+    "VIDEO_SUFFIXES",
+    "Videos",
+    "find_videos",
+    "is_live",
+    "is_url",
+    "is_video_name",
+    "some_of",
+    "walk",
+]

@@ -9,12 +9,13 @@
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -31,7 +32,11 @@ MAX_PIXELS = int(os.environ.get("MOTE_MAX_PIXELS", 8192 * 4352))  # of a frame: 
 CONTAINERS = (
     *("mov", "matroska", "avi", "flv", "mpegts", "mpeg", "asf", "ogg", "rm", "mxf", "nut", "dv", "wtv", "gif", "apng"),
     *("mpegvideo", "m4v", "h261", "h263", "h264", "hevc", "vvc", "obu", "av1", "ivf", "vc1", "mjpeg", "yuv4mpegpipe"),
+    "mpjpeg",  # the pictures of a web camera
 )
+# What FFmpeg may open by name, only where a user names one as a live source: its demuxer, and the protocols of that.
+LIVE_INPUTS = {"rtsp": ("rtsp", "tcp"), "rtsps": ("rtsp", "tcp,tls"), "device": ("v4l2", "none")}
+LIVE_PROBE = 1.0  # seconds of a live stream that are looked at before the first frame is given
 SOUNDS = ("mp3", "wav", "aac", "flac")  # opened to say that there is no video in them
 PICTURES = ("png_pipe", "jpeg_pipe", "bmp_pipe", "webp_pipe", "tiff_pipe", "jpegxl_pipe")
 PICTURE_BRANDS = ("avif", "heic", "heix", "heim", "mif1")  # of still pictures in MP4's container
@@ -66,6 +71,20 @@ class Clip:
 WHOLE = Clip()
 
 
+class NamedInput(NamedTuple):
+    """What FFmpeg opens itself, as it cannot be read from Python.
+
+    Attributes:
+        kind: one of `LIVE_INPUTS`.
+        place: the URL of a camera's RTSP stream, or the path of a device.
+        timeout: seconds without anything, after which it gives up.
+    """
+
+    kind: str
+    place: str
+    timeout: float
+
+
 @contextmanager
 def open_video(source: Source) -> Iterator["VideoFile"]:
     """The best video stream of a file, closed on leaving, whatever happens.
@@ -74,20 +93,45 @@ def open_video(source: Source) -> Iterator["VideoFile"]:
         VideoDecodeError: If it is no container of those that are read, has no video stream, one of an unknown codec,
             or one of too large pictures.
     """
-    with source.reader() as reader:
-        try:
-            container = _open_container(reader)
-        except av.ArgumentError as error:
-            raise VideoDecodeError(
-                f"{source.name} cannot be opened as a video (it is no container of video that is read here)."
-            ) from error
-        except Exception as error:  # of FFmpeg, or of the file object
-            raise VideoDecodeError(f"{source.name} cannot be opened as a video ({reason(error)}).") from error
-        with container:
-            yield VideoFile(source, reader, container, _best_stream(source, container))
+    with source.reader() as reader, _opened(source.name, reader, partial(_open_container, reader)) as video:
+        yield video
 
 
-def _open_container(reader: Reader) -> av.container.InputContainer:
+@contextmanager
+def open_live(name: str, place: Any) -> Iterator["VideoFile"]:
+    """The best video stream of a live source, to be read by its packets; closed on leaving.
+
+    Args:
+        name: What messages call it.
+        place: An object with `read(size)` and nothing else, or a `NamedInput` that a user named: never what a file
+            or a server asks for.
+
+    Raises:
+        VideoDecodeError: As `open_video`.
+    """
+    # By itself, FFmpeg would look at up to 90 s of a stream before it gives the first frame.
+    options = {"analyzeduration": str(round(1e6 * LIVE_PROBE))}
+    is_named = isinstance(place, NamedInput)
+    opening = partial(_open_input if is_named else _open_container, place, options)
+    with _opened(name, None if is_named else place, opening) as video:
+        yield video
+
+
+@contextmanager
+def _opened(name: str, reader: Any, opening: Callable[[], av.container.InputContainer]) -> Iterator["VideoFile"]:
+    try:
+        container = opening()
+    except av.ArgumentError as error:
+        raise VideoDecodeError(
+            f"{name} cannot be opened as a video (it is no container of video that is read here)."
+        ) from error
+    except Exception as error:  # of FFmpeg, or of the file object
+        raise VideoDecodeError(f"{name} cannot be opened as a video ({reason(error)}).") from error
+    with container:
+        yield VideoFile(name, reader, container, _best_stream(name, container))
+
+
+def _open_container(reader: Any, more: Mapping[str, str] | None = None) -> av.container.InputContainer:
     """The one place where a file is opened; it can lead nowhere else."""
     options: dict[str, Any] = {
         "mode": "r",
@@ -95,6 +139,7 @@ def _open_container(reader: Reader) -> av.container.InputContainer:
         "container_options": {
             "format_whitelist": ",".join((*CONTAINERS, *SOUNDS, *PICTURES)),
             "protocol_whitelist": "none",
+            **(more or {}),
         },
     }
     try:  # some clips of HMDB51 have a title that is not UTF-8
@@ -103,18 +148,37 @@ def _open_container(reader: Reader) -> av.container.InputContainer:
         return av.open(reader, **options)
 
 
-def _best_stream(source: Source, container: av.container.InputContainer) -> av.VideoStream:
+def _open_input(given: NamedInput, more: Mapping[str, str]) -> av.container.InputContainer:
+    """The one place where FFmpeg opens something by name: with the demuxer and the protocols of its kind alone."""
+    demuxer, protocols = LIVE_INPUTS[given.kind]
+    options = dict(more) | {"format_whitelist": demuxer, "protocol_whitelist": protocols}
+    if demuxer == "rtsp":
+        options |= {
+            "rtsp_transport": "tcp",
+            "allowed_media_types": "video",
+        }  # UDP loses packets, and comes from anywhere
+    return av.open(
+        given.place,
+        "r",
+        format=demuxer,
+        options={"max_pixels": str(MAX_PIXELS)},
+        container_options=options,
+        timeout=given.timeout,
+    )
+
+
+def _best_stream(name: str, container: av.container.InputContainer) -> av.VideoStream:
     streams = [stream for stream in container.streams.video if not _is_cover(stream)]
     if not streams:
         others = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise VideoDecodeError(f"{source.name} has no video stream (it holds {others}).")
+        raise VideoDecodeError(f"{name} has no video stream (it holds {others}).")
     best = container.streams.best("video")
     stream = best if best in streams else streams[0]
     if stream.codec_context is None:
-        raise VideoDecodeError(f"{source.name}: no frame can be decoded (FFmpeg has no decoder for its codec).")
+        raise VideoDecodeError(f"{name}: no frame can be decoded (FFmpeg has no decoder for its codec).")
     if stream.width * stream.height > MAX_PIXELS:
         raise VideoDecodeError(
-            f"{source.name} has pictures of {stream.width} × {stream.height} pixels, more than the {MAX_PIXELS} that "
+            f"{name} has pictures of {stream.width} × {stream.height} pixels, more than the {MAX_PIXELS} that "
             "are decoded; MOTE_MAX_PIXELS raises the limit."
         )
     # With several threads, what is left in damaged pictures depends on the number of cores.
@@ -142,10 +206,8 @@ class VideoFile:
         in_doubt: whether decoding from the start might have given other frames; only after `skip`.
     """
 
-    def __init__(
-        self, source: Source, reader: Reader, container: av.container.InputContainer, stream: av.VideoStream
-    ) -> None:
-        self.name, self.container, self.stream = source.name, container, stream
+    def __init__(self, name: str, reader: Any, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+        self.name, self.container, self.stream = name, container, stream
         self.clock = Clock(container, stream)
         self.inventory = Inventory(reader, container, stream)
         self.picture: Picture | None = None
@@ -329,7 +391,14 @@ def expected_frames(packet: av.Packet, clock: "Clock", clip: Clip) -> int:
 
 
 class Clock:
-    """When frames are shown, in seconds from the file's start: by its own time stamps, and never backwards."""
+    """When frames are shown, in seconds from the file's start: by its own time stamps, and never backwards.
+
+    Attributes:
+        untimed: whether the stream has no time stamps.
+        num_restarts: how often its time stamps started again, or went far ahead.
+        restarts: after which seconds they did so first and last, if they did.
+        num_late: frames stamped earlier than the one before.
+    """
 
     RESTART = 0.5  # seconds: stamps that go back farther are those of another clock
     JUMP = 10.0  # seconds: in transport and program streams, so are those that go ahead farther, as FFmpeg has it
@@ -338,10 +407,10 @@ class Clock:
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
         flags = container.format.flags
         self._stream = stream
-        self._untimed = bool(flags & int(FormatFlags.no_timestamps.value))  # type: ignore[call-overload]
+        self.untimed = bool(flags & int(FormatFlags.no_timestamps.value))  # type: ignore[call-overload]
         self._may_jump = bool(flags & int(FormatFlags.ts_discont.value))  # type: ignore[call-overload]
         # A raw stream has no times at all: FFmpeg then calls its average rate 25.
-        rate = stream.guessed_rate if self._untimed else stream.average_rate or stream.guessed_rate
+        rate = stream.guessed_rate if self.untimed else stream.average_rate or stream.guessed_rate
         self._rate = float(rate) if rate else None
         # AVI says when a frame is decoded, not when it is shown: the frames take these times in their order.
         self._queue: deque[int] | None = deque() if container.format.name == "avi" else None
@@ -352,14 +421,14 @@ class Clock:
         self._packets = -1  # the number of the last one
         self._count, self._last = 0, 0.0  # of frames
         self._stamps, self._span = 0, (0.0, 0.0)  # of packets, from which the frame rate is measured
-        self._restarts: list[float] = []
-        self.num_late = 0  # frames stamped earlier than the one before
+        self.num_restarts, self.restarts = 0, (0.0, 0.0)
+        self.num_late = 0
 
     def mend(self, packet: av.Packet) -> None:
         """Let a packet's time stamps follow those before it, if the clock that they come from started again."""
         self._packets += 1
         stamp, tick = packet.pts if packet.dts is None else packet.dts, self._tick
-        if stamp is None or not tick or self._untimed:
+        if stamp is None or not tick or self.untimed:
             return
         if packet.pts is not None and (packet.pts - stamp) * tick > self.JUMP:
             packet.pts = None  # FFmpeg took it from the next picture, which goes by another clock
@@ -367,7 +436,9 @@ class Clock:
             step = stamp + self._offset - self._stamp
             if step * tick < -self.RESTART or (self._may_jump and step * tick > self.JUMP):
                 self._offset = self._stamp + (packet.duration or self._step or 1) - stamp
-                self._restarts.append(self._stamp * tick - self._origin)
+                seconds = self._stamp * tick - self._origin
+                self.restarts = (self.restarts[0] if self.num_restarts else seconds, seconds)
+                self.num_restarts += 1
             elif step > 0:
                 self._step = step
         self._stamp = stamp = stamp + self._offset
@@ -384,7 +455,7 @@ class Clock:
     def seconds(self, packet: av.Packet) -> float:
         """When a packet's picture is shown, as far as the packet says."""
         ticks = packet.dts if packet.pts is None or self._queue is not None else packet.pts
-        if ticks is None or self._untimed:
+        if ticks is None or self.untimed:
             return self._packets / (self._rate or 25.0)
         return round(max(0.0, ticks * self._tick - self._origin), 6)
 
@@ -400,7 +471,7 @@ class Clock:
             while len(self._queue) > self._stream.codec_context.reorder_depth + 1:
                 self._queue.popleft()
             ticks = self._queue.popleft() if self._queue else None
-        if self._untimed:
+        if self.untimed:
             seconds = self._count / (self._rate or 25.0)
         elif ticks is None or not self._tick:
             seconds = self._last + 1 / (self._rate or 25.0) if self._count else 0.0
@@ -428,10 +499,10 @@ class Clock:
     def mended(self) -> list[str]:
         """What was made good, as the rests of sentences."""
         said = []
-        if self._restarts:
-            times = f"{len(self._restarts)} times" if len(self._restarts) > 1 else "once"
+        if self.num_restarts:
+            times = f"{self.num_restarts} times" if self.num_restarts > 1 else "once"
             said.append(
-                f"has a clock that starts again {times}, first after {self._restarts[0]:.2f} s; its times go on"
+                f"has a clock that starts again {times}, first after {self.restarts[0]:.2f} s; its times go on"
             )
         if self.num_late:
             said.append(
@@ -450,7 +521,7 @@ class Inventory:
     # Demuxers drop some packets on purpose, so that only a large gap to the header says anything.
     FAR_FEWER = 0.9
 
-    def __init__(self, reader: Reader, container: av.container.InputContainer, stream: av.VideoStream) -> None:
+    def __init__(self, reader: Any, container: av.container.InputContainer, stream: av.VideoStream) -> None:
         self._reader, self._container, self._stream = reader, container, stream
         # A header of Matroska says how long all streams take; of the others, only the pictures count.
         self.streams = () if container.format.name == "matroska,webm" else (stream,)
@@ -572,14 +643,17 @@ def _without_unknown_side_data(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 __all__ = [
+    "LIVE_INPUTS",
     "MAX_PIXELS",
     "WHOLE",
     "Clip",
     "Clock",
     "Inventory",
+    "NamedInput",
     "Picture",
     "VideoFile",
     "expected_frames",
     "is_flush",
+    "open_live",
     "open_video",
 ]

@@ -200,31 +200,48 @@ def _gather(name: str, parts: Iterable[bytes]) -> bytes:
             )
         if time.monotonic() - started > MAX_DOWNLOAD_SECONDS:
             raise VideoDecodeError(
-                f"{name} takes longer than {MAX_DOWNLOAD_SECONDS:g} s to arrive: save it as a file first, or raise "
-                "MOTE_MAX_DOWNLOAD_SECONDS."
+                f"{name} takes longer than {MAX_DOWNLOAD_SECONDS:g} s to arrive: save it as a file first, raise "
+                "MOTE_MAX_DOWNLOAD_SECONDS, or, if it never ends, read it as a live stream (--live)."
             )
         content.write(part)
     return content.getvalue()
 
 
 def _download(url: str) -> bytes:
-    """Fetch a file with the client that reads the Hub: its proxies and its offline switch hold here too."""
-    session = importlib.import_module("huggingface_hub").get_session()
+    """Fetch a file."""
     try:
-        place = url
-        for _ in range(MAX_REDIRECTS):
-            with session.stream("GET", place, follow_redirects=False, timeout=60) as response:
-                if "location" in response.headers and 300 <= response.status_code < 400:
-                    place = urljoin(place, response.headers["location"])
-                    _check_redirect(url, place)
-                    continue
-                response.raise_for_status()
-                return _gather(url, response.iter_bytes())  # as they come, for the limit on time
-        raise VideoDecodeError(f"{url} cannot be downloaded (it leads on {MAX_REDIRECTS} times).")
+        with open_http(url) as response:
+            return _gather(url, response.iter_bytes())  # as they come, for the limit on time
     except VideoDecodeError:
         raise
     except Exception as error:  # which classes depends on the HTTP library that huggingface_hub is built on
         raise VideoDecodeError(f"{url} cannot be downloaded ({type(error).__name__}: {error}).") from error
+
+
+@contextmanager
+def open_http(url: str, timeout: float = 60) -> Iterator[Any]:
+    """The response to a request, by the client that reads the Hub: its proxies and its offline switch hold here too.
+
+    Args:
+        url: Where to ask.
+        timeout: Seconds that the server may be silent.
+
+    Raises:
+        VideoDecodeError: If it leads on without end, or to this machine or its network.
+        Exception: As the client raises them.
+    """
+    session = importlib.import_module("huggingface_hub").get_session()
+    place = url
+    for _ in range(MAX_REDIRECTS):
+        with session.stream("GET", place, follow_redirects=False, timeout=timeout) as response:
+            if "location" in response.headers and 300 <= response.status_code < 400:
+                place = urljoin(place, response.headers["location"])
+                _check_redirect(url, place)
+                continue
+            response.raise_for_status()
+            yield response
+            return
+    raise VideoDecodeError(f"{url} cannot be downloaded (it leads on {MAX_REDIRECTS} times).")
 
 
 def _check_redirect(url: str, place: str) -> None:
@@ -264,5 +281,6 @@ __all__ = [
     "VideoDecodeError",
     "VideoNotFoundError",
     "VideoSource",
+    "open_http",
     "reason",
 ]

@@ -1,7 +1,7 @@
 """A video of any length → its windows, some at a time, with the frames that the model sees of them, each once."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,11 +52,70 @@ class HeldFrame:
     is_given: bool = False
 
 
-class _Window(NamedTuple):
+class Window(NamedTuple):
+    """A window that is complete.
+
+    Attributes:
+        start, end: in seconds.
+        frames: those that begin in it; after `WindowReader.sample`, those that the model sees.
+        oldest: the number of the first one that begins in it.
+    """
+
     start: float
     end: float
-    frames: list[HeldFrame]  # those that begin in it, then those that the model sees
+    frames: list[HeldFrame]
     oldest: int
+
+
+class WindowCutter:
+    """Frames in the order of their times → windows, each as soon as it is complete; the one place that cuts.
+
+    >>> for number, (seconds, image) in enumerate(frames):
+    ...     windows += cutter.advance(seconds)
+    ...     if cutter.holds(seconds):
+    ...         cutter.add(HeldFrame(number, seconds, image))
+    >>> windows += cutter.finish(seconds + 1 / 30)
+
+    Windows start at 0, `stride`, 2 · `stride`, ... seconds. One in which no frame begins is left out.
+
+    Attributes:
+        held: the frames from the start of the current window on.
+
+    Args:
+        window: Length of a window, in seconds.
+        stride: From the start of one window to that of the next, in seconds.
+    """
+
+    def __init__(self, window: float, stride: float) -> None:
+        self.window, self.stride = float(window), float(stride)
+        self.held: deque[HeldFrame] = deque()
+        self._number, self._start, self._end = 0, 0.0, self.window  # of the window that waits for its frames
+
+    def advance(self, seconds: float) -> Iterator[Window]:
+        """The windows that are complete before a frame of this time."""
+        while seconds >= self._end:
+            if frames := [each for each in self.held if self._start <= each.seconds < self._end]:
+                yield Window(self._start, self._end, frames, frames[0].number)
+            # Where nothing is held, the windows before this frame are passed over at once.
+            jump = int((seconds - self.window) / self.stride)
+            self._number = self._number + 1 if self.held else max(self._number + 1, jump)
+            self._start = round(self._number * self.stride, 6)
+            self._end = round(self._number * self.stride + self.window, 6)
+            while self.held and self.held[0].seconds < self._start:
+                self.held.popleft()
+
+    def holds(self, seconds: float) -> bool:
+        """Whether a frame of this time is in the current window, or a later one; after `advance`."""
+        return seconds >= self._start
+
+    def add(self, frame: HeldFrame) -> None:
+        """Take the next frame, one that it `holds`."""
+        self.held.append(frame)
+
+    def finish(self, end: float) -> Iterator[Window]:
+        """The window that the frames ended in, at most one; it ends where they do."""
+        if frames := [each for each in self.held if self._start <= each.seconds]:
+            yield Window(self._start, min(self._end, end), frames, frames[0].number)
 
 
 def check_window(window: Any, stride: Any, batch_size: Any) -> None:
@@ -121,54 +180,62 @@ class WindowReader:
                 `strict` is set.
             ValueError: For a window of fewer frames than `num_frames` if `short_video` is "error".
         """
-        batch: list[_Window] = []
+        batch: list[Window] = []
         each = None
         for each in self._windows(source):
-            name = f"{source.name}, {each.start:g} to {each.end:g} s,"
-            batch.append(each._replace(frames=self._sample(each.frames, name)))
+            batch.append(self.sample(each, source.name))
             if len(batch) == self.batch_size:
-                yield self._pack(batch)
+                yield self.pack(batch)
                 batch = []
         if batch:
-            yield self._pack(batch)
+            yield self.pack(batch)
         if each is None:  # short windows far apart, and a video that is shorter than the way to the next
             raise VideoDecodeError(
                 f"{source.name} shows no frame within a window of {self.window} s every {self.stride} s."
             )
 
-    def _windows(self, source: Source) -> Iterator[_Window]:
+    def _windows(self, source: Source) -> Iterator[Window]:
         """Every window with all of its frames, as soon as it is complete."""
-        number, start, end = 0, 0.0, float(self.window)  # of the window that waits for its frames
-        held: deque[HeldFrame] = deque()  # the frames from its start on
+        cutter = WindowCutter(self.window, self.stride)
         with open_video(source) as video:
-            for count, (seconds, frame) in enumerate(video.frames()):
-                while seconds >= end:
-                    if frames := [each for each in held if start <= each.seconds < end]:
-                        yield _Window(start, end, frames, frames[0].number)
-                    # Where nothing is held, the windows before this frame are passed over at once.
-                    number = number + 1 if held else max(number + 1, int((seconds - self.window) / self.stride))
-                    start, end = round(number * self.stride, 6), round(number * self.stride + self.window, 6)
-                    while held and held[0].seconds < start:
-                        held.popleft()
-                if seconds >= start:
-                    held.append(HeldFrame(count, seconds, self._resize(video.image(frame), video.pixel_aspect)))
+            for number, (seconds, frame) in enumerate(video.frames()):
+                yield from cutter.advance(seconds)
+                if cutter.holds(seconds):
+                    cutter.add(self.hold(number, seconds, video.image(frame), video.pixel_aspect))
             video.report(bool(self.options["strict"]))
-            if frames := [each for each in held if start <= each.seconds]:
-                yield _Window(start, min(end, video.clock.end), frames, frames[0].number)
+            yield from cutter.finish(video.clock.end)
 
-    def _resize(self, image: np.ndarray, pixel_aspect: float) -> torch.Tensor:
-        """A frame [h, w, 3] at the size from which the model's are cropped, uint8 [3, h, w]."""
+    def hold(self, number: int, seconds: float, image: np.ndarray, pixel_aspect: float = 1.0) -> HeldFrame:
+        """A frame at the size from which the model's are cropped.
+
+        Args:
+            number: Counts the frames of a video; no two have the same.
+            seconds: When it is shown.
+            image: uint8 [h, w, 3], RGB.
+            pixel_aspect: Width / height of its pixels.
+        """
         frame = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-        return self.video_processor.resize_frame(frame, pixel_aspect, options=self.options)
+        return HeldFrame(number, seconds, self.video_processor.resize_frame(frame, pixel_aspect, options=self.options))
 
-    def _sample(self, frames: list[HeldFrame], name: str) -> list[HeldFrame]:
-        """The frames that the model sees of all frames of a window, clip after clip, k · t."""
+    def sample(self, window: Window, name: str) -> Window:
+        """The window with the frames that the model sees alone, clip after clip, k · t.
+
+        Args:
+            window: With all of its frames.
+            name: What messages call the video.
+
+        Raises:
+            ValueError: If it has fewer frames than `num_frames` and `short_video` is "error".
+        """
         sampling = {name: self.options[name] for name in ("sampling", "num_clips", "short_video")}
-        metadata = VideoMetadata(total_num_frames=len(frames))
-        indices = self.video_processor.sample_frames(metadata, num_frames=self.num_frames, name=name, **sampling)
-        return [frames[index] for index in indices.tolist()]
+        metadata, where = VideoMetadata(total_num_frames=len(window.frames)), f"{window.start:g} to {window.end:g} s"
+        indices = self.video_processor.sample_frames(
+            metadata, num_frames=self.num_frames, name=f"{name}, {where},", **sampling
+        )
+        return window._replace(frames=[window.frames[index] for index in indices.tolist()])
 
-    def _pack(self, windows: list[_Window]) -> Windows:
+    def pack(self, windows: Sequence[Window]) -> Windows:
+        """Sampled windows that follow one another, as a `WindowEncoder` takes them; some may be left out."""
         new = list({frame: None for window in windows for frame in window.frames if not frame.is_given})
         pixels = np.empty((1, 0, 3, 0, 0), np.uint8)
         if new:
@@ -211,7 +278,7 @@ class WindowEncoder:
         """Encode the next windows of the video.
 
         Args:
-            windows: As a `WindowReader` gives them, none left out.
+            windows: As a `WindowReader` gives them, each once and in order.
 
         Returns:
             [b, v, t, d].
@@ -229,4 +296,13 @@ class WindowEncoder:
         return clips.flatten(1, 2)
 
 
-__all__ = ["WINDOW_OPTIONS", "HeldFrame", "WindowEncoder", "WindowReader", "Windows", "check_window"]
+__all__ = [
+    "WINDOW_OPTIONS",
+    "HeldFrame",
+    "Window",
+    "WindowCutter",
+    "WindowEncoder",
+    "WindowReader",
+    "Windows",
+    "check_window",
+]

@@ -18,6 +18,7 @@ ELSEWHERE = {  # pages about one command or script, run by its own tests
     "ablation.md": "examples/test_ablation.py",
     "export.md": "commands/test_export.py",
     "hub.md": "commands/test_push.py",
+    "live.md": "commands/test_classify_live.py",
     "long_videos.md": "commands/test_classify.py",
     "mteb.md": "examples/test_mteb.py",
 }

@@ -23,20 +23,36 @@ cannot be read is a row with an error; one that breaks off is scored as far as i
 which --threshold or --coverage leave no label is a row without one. Beside the output, x.csv.progress keeps what is
 done: the same command again goes on from there, after Ctrl-C or with more videos. Remove it to score everything anew.
 
+A live stream is answered window by window, as JSON lines on the standard output, until it ends or Ctrl-C:
+
+    mote classify rtsp://camera.local/1 --labels "falling, walking" --model mote-vitb16 --window 4 --stride 1
+    mote classify http://camera.local/video --live --labels "falling, walking" --model mote-vitb16
+    mote classify /dev/video0 --labels "waving, clapping" --model mote-vitb16
+    ffmpeg -i SOMETHING -c copy -f mpegts - | mote classify - --labels "falling, walking" --model mote-vitb16
+
+rtsp://, rtsps://, /dev/video0 (Linux) and - (the standard input) are live by nature; an http address is that of a file
+unless --live is given. Windows have 4 s unless --window is given. A line has time (when the window was complete, by
+this machine's clock), start and end (seconds since the first frame), segment, frames, scores, delay (seconds from time
+to the answer), dropped_frames and skipped_windows (left out since the line before, because they came too late). What
+happens to the stream, such as a stall or a new segment, is a line with time, event and message, and is said on the
+standard error too.
+
 Exit code: 0; 1 if a file could not be read or something went wrong, said in one sentence; 2 if the command line makes
 no sense; 130 after Ctrl-C, with what was scored kept.
 """
 
 import argparse
+import json
 import os
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ..processing.class_names import describe_renamed, parse_labels
-from ..processing.sources import find_videos, some_of
+from ..processing.sources import find_videos, is_live, some_of
 from .command_line import (
     add_device,
     add_engine,
@@ -80,6 +96,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=seconds, help="seconds from a window's start to the next one's: 1 by default")
     parser.add_argument("--smooth", type=number(0, kind=float), help="average scores over so many seconds")
     parser.add_argument("--timeline", help="PNG file of the scores over time, for one video")
+    add_flag(parser, "live", "the source is a live stream, also if it is an http address or a named pipe")
+    parser.add_argument(
+        "--timeout",
+        type=number(0, kind=float, above=True),
+        help="live: seconds without a frame after which it has stalled, and is connected to again: 10 by default",
+    )
+    parser.add_argument(
+        "--retries", type=number(0), help="live: attempts in a row to connect again; any number by default"
+    )
     add_reading(parser, what="videos or windows")
     add_merge_tokens(parser)
     add_device(parser)
@@ -87,7 +112,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    options.found = find_videos(options.videos)
+    options.live = options.live or any(map(is_live, options.videos))
+    if options.live:
+        check_live(options)
+    else:
+        options.found = find_videos(options.videos)
+        for name in ("timeout", "retries"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name} is for a live stream: if this is one, add --live.")
     check_model(options.model)
     options.names, options.renamed = read_labels(options.labels, options.labels_file)
     if options.examples is not None and not Path(options.examples).exists():
@@ -95,16 +127,36 @@ def check(options: argparse.Namespace) -> None:
     check_output("output", options.output, (".csv", ".json"))
     check_output("timeline", options.timeline, (".png",))
     for name in ("stride", "smooth", "timeline"):
-        if options.window is None and getattr(options, name) is not None:
+        if options.window is None and not options.live and getattr(options, name) is not None:
             raise ValueError(f"--{name} needs --window, the length of the windows in seconds.")
     for name in ("threshold", "coverage"):
-        if options.window is not None and getattr(options, name) is not None:
+        if options.window is not None and not options.live and getattr(options, name) is not None:
             raise ValueError(f"--{name} is for whole videos: leave it or --window out.")
+    # A set that is cut short no longer holds the true label as surely as it says.
+    if options.top_k is None and options.coverage is None:
+        options.top_k = SHOWN_LABELS
     given = {name: getattr(options, name) for name in ANSWER_FLAGS}
     options.engine = engine_of(options)
     options.answering = {name: value for name, value in given.items() if value not in (None, False)}
     if options.timeline is not None and len(options.found.files) > 1:
         raise ValueError(f"--timeline draws one video, and {len(options.found.files)} are named: name one file.")
+
+
+def check_live(options: argparse.Namespace) -> None:
+    """Refuse what does not go with a live stream.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the option or the source.
+    """
+    from ..processing.live_source import LiveSource
+
+    if len(options.videos) > 1:
+        raise ValueError(f"{len(options.videos)} sources are named, one of them live: a live stream is read alone.")
+    LiveSource(options.videos[0])
+    for name in ("output", "timeline", "smooth"):
+        if getattr(options, name) is not None:
+            hint = ": write the standard output to a file, mote classify … > answers.jsonl" if name == "output" else ""
+            raise ValueError(f"--{name} is for files, not for a live stream{hint}.")
 
 
 def read_labels(labels: str | None, file: str | None) -> tuple[Any, Mapping[str, str]]:
@@ -124,29 +176,37 @@ def read_labels(labels: str | None, file: str | None) -> tuple[Any, Mapping[str,
 
 def run(options: argparse.Namespace) -> int:
     from ..loading import load_pipeline
-    from ..video_scores import SavedScores, load_examples, over_training_classes, score_all, settings_of
+    from ..video_scores import load_examples, over_training_classes
 
-    videos, labels = options.found, options.names
+    labels, examples = options.names, None
     classify = load_pipeline(
         options.model, options.device, merge_tokens=options.merge_tokens, engine=options.engine, say=say
     )
-    # A set that is cut short no longer holds the true label as surely as it says.
-    most = SHOWN_LABELS if options.coverage is None else None
-    scoring: dict[str, Any] = {"top_k": options.top_k or most, "answering": options.answering}
     if options.examples is not None:
         examples, notes = load_examples(classify, options.examples, options.num_workers)
-        scoring["examples"], labels = examples, list(examples.labels) if labels is None else labels
+        labels = list(examples.labels) if labels is None else labels
         for note in notes:
             say(note)
         say(f"{len(examples)} example videos of {len(examples.labels)} of the {len(labels)} labels.")
-        own = {os.path.abspath(name) for name in examples.names}.intersection(map(os.path.abspath, videos.files))
-        say(f"{some_of(sorted(own), 'video')} to score among the examples: their scores flatter." if own else "")
     if labels is None:
         classify, labels = over_training_classes(classify)
         say(f"No labels given: scoring the {len(labels)} classes that the model was trained on.")
     say(describe_renamed(options.renamed) if options.renamed else "")
     alone = len(labels) == 1 and not options.answering
     say("One label alone always has the score 1: name others to choose from, or ask with --unknown." if alone else "")
+    return (run_live if options.live else run_files)(options, classify, labels, examples)
+
+
+def run_files(options: argparse.Namespace, classify: Any, labels: Any, examples: Any) -> int:
+    """Score files, and print and keep what they score."""
+    from ..video_scores import SavedScores, score_all, settings_of
+
+    videos = options.found
+    scoring: dict[str, Any] = {"top_k": options.top_k, "answering": options.answering}
+    if examples is not None:
+        scoring["examples"] = examples
+        own = {os.path.abspath(name) for name in examples.names}.intersection(map(os.path.abspath, videos.files))
+        say(f"{some_of(sorted(own), 'video')} to score among the examples: their scores flatter." if own else "")
     say(videos.note)
     if options.window is not None:
         scoring |= {"window": options.window, "stride": options.stride or 1.0, "smooth": options.smooth or 0.0}
@@ -162,6 +222,36 @@ def run(options: argparse.Namespace) -> int:
         reading = {"batch_size": options.batch_size, "num_workers": options.num_workers, "show_progress": True}
         score_all(classify, labels, videos, saved, **scoring, **reading)
     return report(saved.ordered())
+
+
+def run_live(options: argparse.Namespace, classify: Any, labels: Any, examples: Any) -> int:
+    """Print the answers of a live stream, and what happens to it, as JSON lines."""
+    from ..processing import classify_stream
+
+    def tell(event: Any) -> None:
+        say(event.message)
+        print_line(time=isoformat(event.time), event=event.kind, message=event.message)
+
+    given = {"window": options.window, "stride": options.stride, "timeout": options.timeout, "examples": examples}
+    given = {name: value for name, value in given.items() if value is not None} | options.answering
+    source = options.videos[0]
+    with classify_stream(
+        classify, source, labels, top_k=options.top_k, retries=options.retries, on_event=tell, **given
+    ) as answers:
+        for answer in answers:
+            print_line(**answer | {"time": isoformat(answer["time"].timestamp())})
+        counts = answers.counts
+    say(f"{counts.frames} frames, {counts.dropped_frames} dropped; {counts.skipped_windows} windows skipped.")
+    return 0
+
+
+def print_line(**values: Any) -> None:
+    print(json.dumps(values, ensure_ascii=False), flush=True)
+
+
+def isoformat(seconds: float) -> str:
+    """A time in seconds since 1970 as `2026-11-28T13:25:11.123+01:00`."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="milliseconds")
 
 
 def say(text: str) -> None:
