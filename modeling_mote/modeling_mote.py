@@ -614,8 +614,9 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
             **{**kwargs, "return_dict": True},
         )
         if places is not None and len(frames) < len(places):
-            outputs.last_hidden_state = outputs.last_hidden_state[places]
             outputs.pooler_output = outputs.pooler_output[places]
+            if outputs.last_hidden_state is not None:  # an engine gives pooled features alone
+                outputs.last_hidden_state = outputs.last_hidden_state[places]
         outputs.pooler_output = outputs.pooler_output.unflatten(0, leading)
         return outputs
 

@@ -15,6 +15,7 @@ from modeling_mote.engines import ENGINES, check_engine, drop_engine, graph_key,
 from modeling_mote.fastest import candidates, describe, pick, use_fastest
 from modeling_mote.processing.module_state import module_state
 from modeling_mote.processing.tensor_files import fingerprint
+from modeling_mote.token_merging import merge_tokens
 
 from .conftest import tiny_model
 
@@ -57,6 +58,26 @@ def test_scores_are_pytorchs(model, cache, videos, candidates, name):
     assert used.error <= 1e-5
     for each, expected in zip(found, plain, strict=True):
         torch.testing.assert_close(each, expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_equal_frames_are_encoded_once(model, cache, videos):
+    still = videos[:, :1].expand(-1, 8, -1, -1, -1)
+    plain = model.get_frame_features(still).pooler_output
+    use_engine(model, "onnxruntime", cache)
+    torch.testing.assert_close(model.get_frame_features(still).pooler_output, plain, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow  # a graph is exported
+@torch.no_grad()
+def test_an_engine_merges_the_tokens_that_the_tower_merges(videos, tmp_path):
+    model = tiny_model(seed=SEED)
+    plain = model(videos).logits
+    merge_tokens(model, 2)
+    merged = model(videos).logits
+    use_engine(model, "onnxruntime", tmp_path)
+    torch.testing.assert_close(model(videos).logits, merged, rtol=0, atol=1e-4)
+    assert (merged - plain).abs().max() > 1e-2
 
 
 def count_layers(model) -> list[int]:
