@@ -90,7 +90,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "multi_label", "score each label by itself; needs a calibration")
     parser.add_argument("--threshold", type=float, help="leave out labels with a score below")
     parser.add_argument(
-        "--coverage", type=float, help="smallest set of labels that holds the true one so surely, such as 0.9"
+        "--coverage",
+        type=float,
+        help="smallest set of labels that holds the true one so often, such as 0.9, on classes like the calibration's",
     )
     parser.add_argument("--window", type=seconds, help="score sliding windows of so many seconds")
     parser.add_argument("--stride", type=seconds, help="seconds from a window's start to the next one's: 1 by default")
