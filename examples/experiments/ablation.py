@@ -129,23 +129,18 @@ class Ablation:
             known = {paired.unit_of(row) for row in rows}
             rows += [row for row in found if paired.unit_of(row) in units and paired.unit_of(row) not in known]
         known = {paired.unit_of(row) for row in rows}
-        missing = [unit for unit in units if unit not in known]
-        if self.so_far:
-            missing = [
-                each for each in missing if paired.unit_file(each, self.drawing(world, each), self.output).is_file()
-            ]
-        for drawing in dict.fromkeys(self.drawing(world, unit) for unit in missing):
+        drawings = {unit: replace(world, seed=unit.data_seed) for unit in units if unit not in known}
+        paths = {unit: paired.unit_file(unit, drawing, self.output) for unit, drawing in drawings.items()}
+        there = [unit for unit, path in paths.items() if path.is_file()]
+        new = [] if self.so_far else [unit for unit in paths if unit not in there]
+        for drawing in dict.fromkeys(drawings[unit] for unit in (*there, *new)):
             encode_world(drawing, self.output)
             if str(drawing.seed) not in references:
                 references[str(drawing.seed)] = paired.reference(load_world(drawing, self.output))
-        calls = [(group, self.drawing(world, group[0]), self.output) for group in paired.together(missing)]
+        rows += [json.loads(paths[unit].read_text(encoding="utf-8")) for unit in there]
+        calls = [(group, drawings[group[0]], self.output) for group in paired.together(new)]
         rows += itertools.chain(*side_by_side(paired.run_units, calls, self.processes, title))
         return paired.about(world, units, references), rows
-
-    @staticmethod
-    def drawing(world: World, unit: paired.Unit) -> World:
-        """A unit's drawing of a world's clips."""
-        return replace(world, seed=unit.data_seed)
 
     def compute_survey(self) -> None:
         encode_world(self.scale.world, self.output)
@@ -177,6 +172,8 @@ class Ablation:
 
 def side_by_side(function: Callable[..., Any], calls: list[tuple[Any, ...]], processes: int, title: str) -> list[Any]:
     """What a function returns for each tuple of arguments, computed in processes and started in order."""
+    if not calls:
+        return []
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         futures = [pool.submit(function, *call) for call in calls]
         try:
