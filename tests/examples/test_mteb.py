@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoProcessor, CLIPConfig, XCLIPConfig, XCLIPModel, XCLIPProcessor
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPConfig,
+    VideoMAEImageProcessor,
+    XCLIPConfig,
+    XCLIPModel,
+    XCLIPProcessor,
+)
 
 from modeling_mote import MoTEConfig, MoTEModel
 from modeling_mote.processing import decode_video
@@ -107,10 +116,9 @@ def test_x_clip_runs_on_the_same_task(folder, monkeypatch, tmp_path):
     from mteb.models.model_meta import ModelMeta
 
     clip = CLIPConfig.from_pretrained(ROOT / "examples" / "moving_shapes_clip")
-    vision = clip.vision_config.to_dict() | {"num_frames": 8, "mit_hidden_size": 32, "mit_intermediate_size": 64}
-    vision |= {"mit_num_hidden_layers": 1, "mit_num_attention_heads": 2}
-    width = clip.projection_dim
-    vision |= {"mit_hidden_size": width}
+    width, small = clip.projection_dim, {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    vision = clip.vision_config.to_dict() | {"num_frames": 8, "mit_hidden_size": width}
+    vision |= {f"mit_{name}": value for name, value in small.items()}
     config = XCLIPConfig(
         text_config=clip.text_config.to_dict(),
         vision_config=vision,
@@ -119,8 +127,11 @@ def test_x_clip_runs_on_the_same_task(folder, monkeypatch, tmp_path):
         prompt_num_attention_heads=2,
     )
     XCLIPModel(config).save_pretrained(tmp_path)
-    pictures = AutoProcessor.from_pretrained(ROOT / "examples" / "moving_shapes_clip")
-    XCLIPProcessor(pictures.image_processor, pictures.tokenizer).save_pretrained(tmp_path)
+    pictures = VideoMAEImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )  # X-CLIP's own
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples" / "moving_shapes_clip")
+    XCLIPProcessor(pictures, tokenizer).save_pretrained(tmp_path)
     model = Wrapper(str(tmp_path), revision=None, device="cpu")
     model.mteb_model_meta = ModelMeta.create_empty({"name": "local/x-clip", "modalities": ["video", "text"]})
     task = mteb_videos.VideoFolder(str(folder / "my_videos"))
