@@ -88,7 +88,7 @@ def decode_video(
     Shapes: t wanted frames, n frames in the video, h height and w width in pixels.
     """
     _check_backend(backend)
-    clip = Clip(start, end)
+    clip = WHOLE if start is None and end is None else Clip(start, end)
     source = Source(video)
     if backend in _SEEKERS and clip == WHOLE:
         sought = _decode_by_seeking(source, sample, backend, finish)

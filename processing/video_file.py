@@ -264,11 +264,11 @@ class VideoFile:
                     continue
                 stamps = packet.pts, packet.dts
                 clock.mend(packet)
-                is_over, frames = clip.is_over(clock.decoded_at(packet)), expected_frames(packet, clock, clip)
+                is_over = clip.end is not None and clip.is_over(clock.decoded_at(packet)) and not packet.is_discard
+                number += 0 if is_over else expected_frames(packet, clock, clip)
                 packet.pts, packet.dts = stamps
-                if is_over and not packet.is_discard:
+                if is_over:
                     break  # what is decoded later is shown later
-                number += frames
         except Exception as error:  # which is raised where decoding comes to it
             self._ahead.append(error)
         return number, clock.fps
@@ -387,7 +387,7 @@ def expected_frames(packet: av.Packet, clock: "Clock", clip: Clip) -> int:
     # Some encoders of MPEG-4 leave a packet for every picture that they dropped, too short for a start code.
     if packet.size < len(b"\0\0\1\xb6") and packet.stream.codec_context.name == "mpeg4":
         return 0
-    return int(clock.seconds(packet) in clip)
+    return 1 if clip is WHOLE else int(clock.seconds(packet) in clip)
 
 
 class Clock:
@@ -427,11 +427,12 @@ class Clock:
     def mend(self, packet: av.Packet) -> None:
         """Let a packet's time stamps follow those before it, if the clock that they come from started again."""
         self._packets += 1
-        stamp, tick = packet.pts if packet.dts is None else packet.dts, self._tick
+        pts, dts, tick = packet.pts, packet.dts, self._tick  # of PyAV each takes as long as all the rest
+        stamp = pts if dts is None else dts
         if stamp is None or not tick or self.untimed:
             return
-        if packet.pts is not None and (packet.pts - stamp) * tick > self.JUMP:
-            packet.pts = None  # FFmpeg took it from the next picture, which goes by another clock
+        if pts is not None and (pts - stamp) * tick > self.JUMP:
+            packet.pts = pts = None  # FFmpeg took it from the next picture, which goes by another clock
         if self._stamp is not None:
             step = stamp + self._offset - self._stamp
             if step * tick < -self.RESTART or (self._may_jump and step * tick > self.JUMP):
@@ -442,13 +443,14 @@ class Clock:
             elif step > 0:
                 self._step = step
         self._stamp = stamp = stamp + self._offset
-        packet.pts = None if packet.pts is None else packet.pts + self._offset
-        packet.dts = None if packet.dts is None else packet.dts + self._offset
+        if self._offset:
+            packet.pts = None if pts is None else pts + self._offset
+            packet.dts = None if dts is None else stamp
         if self._queue is not None:
             self._queue.append(stamp)
-        if packet.dts is not None and not packet.is_discard:  # an edit list hides its frame
+        if dts is not None and not packet.is_discard:  # an edit list hides its frame
             # By when packets are decoded: on the average as often as frames are shown, and in order.
-            seconds = self.decoded_at(packet)
+            seconds = stamp * tick - self._origin
             self._span = (self._span[0], seconds) if self._stamps else (seconds, seconds)
             self._stamps += 1
 
@@ -533,9 +535,9 @@ class Inventory:
         """Take note of a packet of any stream, with the stamps that it has in the file."""
         if is_flush(packet):
             return
-        index = packet.stream.index
-        if packet.pts is not None:
-            self._ends[index] = max(self._ends.get(index, 0), packet.pts + (packet.duration or 0))
+        index, pts = packet.stream.index, packet.pts
+        if pts is not None:
+            self._ends[index] = max(self._ends.get(index, 0), pts + (packet.duration or 0))
         if index == self._stream.index:
             self._packets, self._last = self._packets + 1, packet
 
