@@ -14,13 +14,14 @@ import argparse
 import json
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,6 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 import transformers
-from matplotlib.figure import Figure
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -55,7 +55,7 @@ from modeling_mote.processing.clips import VideoClips, collate_clips
 from modeling_mote.training import freeze, parameter_groups
 from modeling_mote.video_index import build_index, open_index
 
-ROWS = ("forward", "engines", "head", "tower", "reading", "folder", "training", "growth", "import", "search")
+ROWS = ("forward", "engines", "head", "tower", "reading", "folder", "training", "start", "search")
 END = 49407  # CLIP's end of text
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -436,11 +436,7 @@ def folder_rows(table: Table, rounds: int) -> None:
             call()
             return time.process_time() - start
 
-        words = Tokenizer(WordLevel({"word": 0, "<end>": END}, unk_token="word"))
-        words.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", END)])
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=words, pad_token="<end>", eos_token="<end>", model_max_length=77
-        )
+        tokenizer = word_tokenizer()
         processor = MoTEProcessor(clips.video_processor, tokenizer)
         classify = ZeroShotVideoClassificationPipeline(
             model=model, processor=processor, tokenizer=tokenizer, candidate_labels=["one", "other"]
@@ -573,102 +569,50 @@ def peak_memory(which: str) -> None:
     print(memory("VmHWM") - before)
 
 
-def growth_rows(table: Table, rounds: int, picture: Path) -> None:
-    """How time grows with each size, a curve each, and what bounds it."""
-    figure = Figure(figsize=(14, 7), layout="constrained")
-    axes = iter(figure.subplots(2, 4).flat)
-    model = build(torch.bfloat16, "sdpa")
-    embeds = model.get_frame_features(pixels_of(1).bfloat16()).pooler_output.detach()
+def processor_seconds(*command: str) -> float:
+    """Processor seconds of a process and its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *command], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    def curve(title: str, bound: str, expected: str, sizes: list[int], make: Callable[[int], Callable]) -> None:
-        found = alternated({str(size): make(size) for size in sizes}, rounds)
-        seconds = list(found.values())
-        axis = next(axes)
-        axis.plot(sizes, [1000 * value for value in seconds], marker="o", label="measured")
-        if sizes[-1] < 100 * sizes[0]:
-            line = [1000 * seconds[0] * size / sizes[0] for size in sizes]
-            axis.plot(sizes, line, ":", color="grey", label="in proportion")
-            axis.set_xlim(0)
-        else:
-            axis.set_xscale("log")
-        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
-        axis.minorticks_off()
-        axis.set(xlabel=f"{title} (bound: {bound})", ylabel="ms", ylim=(0, 1100 * max(seconds)), title=title)
-        axis.legend(fontsize=8)
-        table.add(
-            f"{title}: {sizes[-1]:,} against {sizes[0]:,}, time; bound: {bound}", seconds[-1] / seconds[0], expected
-        )
 
-    def forward(**inputs: torch.Tensor) -> Callable[[], Any]:
-        return torch.no_grad()(partial(model, **inputs))
-
-    def candidates(count: int) -> Callable[[], Any]:
-        return forward(frame_embeds=embeds, class_embeds=torch.randn(count, 512, device=DEVICE))
-
-    curve(
-        "frames",
-        "image tower",
-        "4 x",
-        [8, 16, 24, 32],
-        lambda t: forward(pixel_values_videos=pixels_of(1, t).bfloat16()),
-    )
-    curve(
-        "videos per batch",
-        "image tower",
-        "4 x",
-        [1, 2, 3, 4],
-        lambda b: forward(pixel_values_videos=pixels_of(b).bfloat16()),
-    )
-    curve(
-        "views",
-        "image tower",
-        "6 x",
-        [1, 2, 3, 4, 6],
-        lambda v: forward(pixel_values_videos=pixels_of(v)[None].bfloat16()),
-    )
-    curve("candidate classes, head alone", "one product", "", [1, 10, 100, 1_000, 10_000], candidates)
-
-    experts = {e: build(torch.bfloat16, "sdpa", num_experts=e) for e in (1, 2, 4, 8, 16)}
-    scored = {e: torch.no_grad()(partial(one, frame_embeds=embeds)) for e, one in experts.items()}
-    curve("experts, head alone, inference", "merged once per forward", "1 x", [1, 2, 4, 8, 16], scored.__getitem__)
-
-    pixels, label = pixels_of(1).bfloat16(), torch.tensor([3], device=DEVICE)
-
-    def training(count: int) -> Callable[[], None]:
-        one = build(torch.bfloat16, "sdpa", num_experts=count).train()
-        freeze(one)
-
-        def step() -> None:
-            one(pixels, labels=label).loss.backward()
-            one.zero_grad()
-
-        return step
-
-    curve("experts, training, forward and backward", "image tower", "1 x", [1, 2, 4, 8, 16], training)
+def start_rows(table: Table, rounds: int) -> None:
+    """What a command takes before it answers, beside the imports that no command can do without."""
     with tempfile.TemporaryDirectory() as temporary:
-        clips = clips_of(Path(temporary), 24)
+        small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = MoTEForVideoClassification(MoTEConfig(vision_config=small | {"patch_size": 32}, text_config=small))
+        with torch.no_grad():
+            model.temporal_model.layers[0].layer_norm1.bias.fill_(0.01)  # as if it had been trained
+        model.save_pretrained(temporary)
+        video_processor = MoTEVideoProcessor(num_frames=8, short_video="loop")
+        MoTEProcessor(video_processor, word_tokenizer()).save_pretrained(temporary)
+        write_clip(Path(temporary) / "clip.mp4", 250, "libx264")
+        labels = ("--labels", "word", "--model", temporary)
+        calls = {
+            "imports": ("-c", "import torch; from transformers import CLIPModel, CLIPProcessor"),
+            "package": ("-c", "import torch, modeling_mote; from transformers import CLIPModel, CLIPProcessor"),
+            "answer": ("-m", "modeling_mote", "classify", f"{temporary}/clip.mp4", *labels),
+            "help": ("-m", "modeling_mote", "classify", "--help"),
+        }
+        times: dict[str, list[float]] = {name: [processor_seconds(*call)] for name, call in calls.items()}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                times[name].append(processor_seconds(*call))
+    found = {name: statistics.median(values[1:]) for name, values in times.items()}
+    imports = found["imports"]
+    table.add("importing torch and transformers' CLIP, processor time", imports, unit="s")
+    table.add("import modeling_mote beyond these", found["package"] - imports, "<= 0.2 s", "s")
+    table.add("mote classify of one clip, small model, against these imports", found["answer"] / imports, "<= 2.5 x")
+    table.add("mote classify --help", found["help"], "<= 0.3 s", "s")
 
-        def reading(workers: int) -> Callable[[], list]:
-            loader = torch.utils.data.DataLoader(clips, batch_size=1, num_workers=workers, collate_fn=collate_clips)
-            return lambda: list(loader)
 
-        curve("reading processes, 24 files", "cores", f"1 / {os.cpu_count()} x", [1, 2], reading)
-    next(axes).axis("off")
-    figure.savefig(picture, dpi=100)
-
-
-def import_rows(table: Table, rounds: int) -> None:
-    code = (
-        "import time, transformers; from transformers import CLIPModel, CLIPProcessor\n"
-        "start = time.perf_counter(); import modeling_mote; print(time.perf_counter() - start)"
-    )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    table.add(
-        "import modeling_mote after transformers and CLIP",
-        statistics.median(float(r.stdout) for r in runs),
-        "<= 0.2 s",
-        "s",
-    )
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows one word: towers of random weights need no more."""
+    words = Tokenizer(WordLevel({"word": 0, "<end>": END}, unk_token="word"))
+    words.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", END)])
+    ends = {"pad_token": "<end>", "eos_token": "<end>"}
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=77, **ends)
 
 
 def made_up_features(rows: int, seed: int, subjects: int, off: float = 0.0) -> np.ndarray:
@@ -698,33 +642,42 @@ def made_up_features(rows: int, seed: int, subjects: int, off: float = 0.0) -> n
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def search_rows(table: Table, rounds: int, rows: int) -> None:
-    """An index over made-up shards: what it takes to make, to open and to ask, and what it misses."""
+def write_made_up_shards(folder: Path, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Shards as `mote embed` writes them, of made-up features; gives each one's first row and its vectors."""
     each = 50_000
     record = {
         **dict.fromkeys(("model", "key"), "made up"),
         **dict.fromkeys(("labels", "prompts", "window", "stride")),
         **{"format": shards.RECORD_FORMAT, "dim": 512, "descriptions": {}, "reading": {}, "versions": {}},
     }
-    schema, make = shards.shard_schema(record), partial(made_up_features, subjects=max(rows // 25, 1))
+    schema = shards.shard_schema(record)
+    shards.write_record(folder, record)
+    for number, first in enumerate(range(0, rows, each)):
+        vectors = made_up_features(min(each, rows - first), number, max(rows // 25, 1))
+        columns = {name: pa.nulls(len(vectors), schema.field(name).type) for name in schema.names}
+        columns["path"] = pa.array([f"/videos/{first + row:08}.mp4" for row in range(len(vectors))])
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), 512)
+        shards.write_shard(shards.shard_path(folder, number), pa.table(columns, schema=schema))
+        yield first, vectors
+
+
+def made_up_queries(rows: int) -> dict[str, np.ndarray]:
+    """200 queries that lie among the rows' features, as videos do, and 200 off them, as texts do: [200, 512] each."""
+    make = partial(made_up_features, 200, subjects=max(rows // 25, 1))
+    return {"like videos": make(10**6), "like texts": make(10**6 + 1, off=1.5)}
+
+
+def search_rows(table: Table, rounds: int, rows: int) -> None:
+    """An index over made-up shards: what it takes to make, to open and to ask, and what it misses."""
     with tempfile.TemporaryDirectory() as temporary:
         features, place = Path(temporary) / "features", Path(temporary) / "my.index"
-        shards.write_record(features, record)
-        queries = {
-            "like videos": make(200, 10**6),
-            "like texts": make(200, 10**6 + 1, off=1.5),
-        }
+        queries = made_up_queries(rows)
         exact = {kind: (np.empty((200, 0), np.float32), np.empty((200, 0), np.int64)) for kind in queries}
-        for number in range(math.ceil(rows / each)):
-            vectors = make(min(each, rows - number * each), number)
+        for first, vectors in write_made_up_shards(features, rows):
             for kind, vector in queries.items():
                 scores, found = exact_nearest(vector, vectors, 10)
-                pair = zip(exact[kind], (scores, found + number * each), strict=True)
+                pair = zip(exact[kind], (scores, found + first), strict=True)
                 exact[kind] = best_of(*(np.hstack(both) for both in pair), 10)
-            columns = {name: pa.nulls(len(vectors), schema.field(name).type) for name in schema.names}
-            columns["path"] = pa.array([f"/videos/{number * each + row:08}.mp4" for row in range(len(vectors))])
-            columns["embedding"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), 512)
-            shards.write_shard(shards.shard_path(features, number), pa.table(columns, schema=schema))
         made: list[Any] = []
         seconds = timed(lambda: made.append(build_index(place, [features])))
         lists = made[0].contents.lists
@@ -758,9 +711,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="alternated runs of each call")
     parser.add_argument("--videos", type=Path, help="folder of clips for the reading rows, in place of synthetic ones")
     parser.add_argument("--index_rows", type=int, default=100_000, help="size of the index of the row search")
-    parser.add_argument(
-        "--output", type=Path, default=Path("results/benchmark"), help="folder of benchmark.json and the plot"
-    )
+    parser.add_argument("--output", type=Path, default=Path("results/benchmark"), help="folder of benchmark.json")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -772,8 +723,7 @@ def main() -> None:
     machine = f"{DEVICE}, {os.cpu_count()} cores ({', '.join(instruction_sets())})"
     print(f"{machine}, torch {torch.__version__}, {arguments.rounds} rounds; ViT-B/16 sizes")
     table = Table()
-    extra = {"reading": (arguments.videos,), "growth": (arguments.output / "growth.png",)}
-    extra["search"] = (arguments.index_rows,)
+    extra = {"reading": (arguments.videos,), "search": (arguments.index_rows,)}
     for name in arguments.rows:
         globals()[f"{name}_rows"](table, arguments.rounds, *extra.get(name, ()))
     rows = [{**row, "measured": None if row["measured"] != row["measured"] else row["measured"]} for row in table.rows]

@@ -26,11 +26,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
-from benchmark import END, write_clip
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from benchmark import word_tokenizer, write_clip
 
 from modeling_mote import MoTEConfig, MoTEModel
 from modeling_mote.bulk import VideoScorer
@@ -94,17 +90,15 @@ class Work:
         """A MoTE of random weights, ViT-B/16's sizes or small ones, on frames of 224 x 224."""
         folder = self.folder / ("small" if small else "vit-b-16")
         if not folder.exists():
-            words = Tokenizer(WordLevel({"word": 0, "<end>": END}, unk_token="word"))
-            words.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", END)])
-            ends = {"pad_token": "<end>", "eos_token": "<end>"}
-            tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=77, **ends)
             vision = {"patch_size": 32, **SMALL} if small else {"patch_size": 16}
             model = MoTEModel(MoTEConfig(vision_config=vision, text_config=SMALL if small else {}))
             with torch.no_grad():
                 for layer in model.temporal_model.layers:
                     layer.layer_norm1.bias.fill_(0.01)  # as if it had been trained
             model.save_pretrained(folder)
-            MoTEProcessor(MoTEVideoProcessor(num_frames=8, short_video="loop"), tokenizer).save_pretrained(folder)
+            MoTEProcessor(MoTEVideoProcessor(num_frames=8, short_video="loop"), word_tokenizer()).save_pretrained(
+                folder
+            )
         return str(folder)
 
     def embed(self, count: int, engine: Any = None, **options: Any) -> None:

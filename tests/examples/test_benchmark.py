@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "experiments" / "ben
 
 @pytest.mark.slow
 def test_rows_are_printed_and_written(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--rows", "head", "import", "--rounds", "1", "--output", "."]
+    command = [sys.executable, str(SCRIPT), "--rows", "head", "start", "--rounds", "1", "--output", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     rows = {row["what"]: row["measured"] for row in json.loads((tmp_path / "benchmark.json").read_text())}
