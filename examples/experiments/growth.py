@@ -38,9 +38,16 @@ from benchmark import (
 )
 from matplotlib.figure import Figure
 from reports import save
+from transformers import AutoTokenizer
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification, MoTEModel
-from modeling_mote.processing import MoTEProcessor, ZeroShotVideoClassificationPipeline, decode_video, sample_indices
+from modeling_mote.processing import (
+    MoTEProcessor,
+    MoTEVideoProcessor,
+    ZeroShotVideoClassificationPipeline,
+    decode_video,
+    sample_indices,
+)
 from modeling_mote.processing.files import write_whole
 from modeling_mote.processing.reading import PixelReader, read_in_processes
 from modeling_mote.video_index import build_index, open_index
@@ -71,8 +78,12 @@ class Bench:
         model: Any = MoTEModel.from_pretrained(SMALL_CLIP)
         with torch.no_grad():
             model.temporal_model.layers[0].layer_norm1.bias.fill_(0.01)  # as if it had been trained
-        processor = MoTEProcessor.from_pretrained(SMALL_CLIP)
-        processor.video_processor.num_frames = 8
+        size = model.config.vision_config.image_size
+        crop = {"height": size, "width": size}
+        video_processor = MoTEVideoProcessor(
+            num_frames=8, short_video="loop", size={"shortest_edge": size}, crop_size=crop
+        )
+        processor = MoTEProcessor(video_processor, AutoTokenizer.from_pretrained(SMALL_CLIP))
         return ZeroShotVideoClassificationPipeline(
             model=model.eval(), processor=processor, tokenizer=processor.tokenizer, candidate_labels=["red", "blue"]
         )
@@ -147,7 +158,8 @@ def classes(bench: Bench, count: int) -> tuple[Call, Call]:
 def head_of(experts: int) -> Any:
     """The head of ViT-B/16 with so many experts; the towers, which are not used, have one layer."""
     layers = {"num_hidden_layers": 1}
-    config = MoTEConfig(layers, layers, temporal_config={"num_experts": experts}, training_classes_set=True)
+    temporal = {"num_experts": experts}
+    config = MoTEConfig(vision_config=layers, text_config=layers, temporal_config=temporal, training_classes_set=True)
     config.num_labels = 400
     return MoTEForVideoClassification(config).to(DEVICE).eval()
 
