@@ -36,6 +36,7 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -608,8 +609,10 @@ def start_rows(table: Table, rounds: int) -> None:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that knows one word: towers of random weights need no more."""
-    words = Tokenizer(WordLevel({"word": 0, "<end>": END}, unk_token="word"))
+    """A tokenizer that knows "word", "word1" to "word99": towers of random weights need no more."""
+    known = {"word": 0, "<end>": END} | {f"word{number}": number for number in range(1, 100)}
+    words = Tokenizer(WordLevel(known, unk_token="word"))
+    words.pre_tokenizer = Whitespace()
     words.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", END)])
     ends = {"pad_token": "<end>", "eos_token": "<end>"}
     return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=77, **ends)

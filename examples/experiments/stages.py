@@ -1,8 +1,8 @@
 """Draws where a video's time goes: opening, decoding, resizing, the image tower by kind of operation, head, text.
 
     cd examples/experiments
-    python stages.py                                   # ViT-B/16 sizes, random weights, a drawn clip of 10 s
-    python stages.py --model MODEL --videos my_videos  # your checkpoint and clips
+    python stages.py  # ViT-B/16 sizes, random weights, a drawn clip of 10 s
+    python stages.py --model MODEL --videos my_videos --labels archery yoga
 
 For one clip by itself, and per clip of a folder scored in batches, where the labels' texts are encoded once for all.
 Processor time on one thread, so that stages add up. Leaves the numbers in docs/stages.json and the picture in
@@ -31,7 +31,7 @@ from modeling_mote.loading import load_pipeline
 from modeling_mote.processing import encode_classes
 from modeling_mote.processing.files import write_whole
 
-LABELS = [f"word {number}" for number in range(20)]
+LABELS = [f"word{number}" for number in range(1, 21)]  # those that the tokenizer of random weights knows
 BATCH = 8  # clips of a folder at a time
 # What the profiler calls the operations of CLIP's image tower; what is in none of them is "the rest".
 KINDS = {
@@ -90,11 +90,10 @@ def tower(model: Any, pixels: torch.Tensor, rounds: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure(model: str, videos: list[str], rounds: int) -> dict[str, dict[str, float]]:
+def measure(model: str, names: list[str], videos: list[str], rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds per clip and stage, of one clip by itself and of each of a folder."""
     classify = load_pipeline(model, "cpu")
     mote, processor = classify.model, classify.processor
-    names = LABELS if len(videos) == 1 and "own" in videos[0] else list(mote.config.id2label.values())[:20]
     text = seconds(lambda: encode_classes(mote, processor, names), 1)
     embeds = encode_classes(mote, processor, names)
     read = [reading(video, processor.video_processor, rounds) for video in videos]
@@ -141,6 +140,7 @@ def figure_patch(number: int, name: str) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a checkpoint, in place of random weights of ViT-B/16's sizes")
+    parser.add_argument("--labels", nargs="*", help="names of classes that the checkpoint's tokenizer knows")
     parser.add_argument("--videos", type=Path, help="folder of clips, in place of a drawn one")
     parser.add_argument("--rounds", type=int, default=3, help="times that each stage is measured")
     parser.add_argument("--report", type=Path, default=ROOT / "docs", help="folder of stages.json and of pictures/")
@@ -150,8 +150,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         work = Work(Path(temporary), arguments.videos, 1, arguments.rounds)
-        model = arguments.model or work.checkpoint(small=False)
-        found = measure(model, [str(path) for path in work.own], arguments.rounds)
+        model, labels = arguments.model or work.checkpoint(small=False), arguments.labels or LABELS
+        found = measure(model, labels, [str(path) for path in work.own], arguments.rounds)
     for title, stages in found.items():
         total = sum(stages.values())
         print(f"{title}: {total:.0f} ms of processor time")
