@@ -152,11 +152,8 @@ def _open_input(given: NamedInput, more: Mapping[str, str]) -> av.container.Inpu
     """The one place where FFmpeg opens something by name: with the demuxer and the protocols of its kind alone."""
     demuxer, protocols = LIVE_INPUTS[given.kind]
     options = dict(more) | {"format_whitelist": demuxer, "protocol_whitelist": protocols}
-    if demuxer == "rtsp":
-        options |= {
-            "rtsp_transport": "tcp",
-            "allowed_media_types": "video",
-        }  # UDP loses packets, and comes from anywhere
+    if demuxer == "rtsp":  # over UDP, packets get lost, and come from anywhere
+        options |= {"rtsp_transport": "tcp", "allowed_media_types": "video"}
     return av.open(
         given.place,
         "r",
