@@ -46,9 +46,9 @@ def classify_stream(
     cut, a jump of the clock and another size of pictures begin a new segment, and no window reaches into the next one.
 
     A thread reads and decodes. It holds the resized frames of the next window and no more, so memory does not grow:
-    frames that come more than `max_delay` late are dropped, and a window that is complete while the model is still
-    busy replaces the one that waits. Both are counted. A source that comes faster than it plays, such as a file in a
-    pipe, is made to wait instead.
+    frames that come more than `max_delay` late are dropped, and where the model is so slow that the stream is that far
+    behind, a window replaces the one that waits. Both are counted. A source that comes faster than it plays, such as
+    a file in a pipe, is made to wait.
 
     Args:
         classify: The zero-shot pipeline.

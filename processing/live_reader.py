@@ -86,7 +86,7 @@ class StreamCounts:
 
 
 class Pace:
-    """How a stream's clock runs beside this machine's: which frames are late, and whether it runs ahead.
+    """How a stream's clock runs beside this machine's: which frames are late, and whether it can wait.
 
     A frame is late by how much later it came, by the clock of the stream, than the most punctual one of the last
     minute, or since the stream was waited for: neither the time that a connection takes, nor a pause of the stream,
@@ -129,9 +129,9 @@ class Pace:
         self._is_late = self.delay(seconds) > (self.max_delay / 2 if self._is_late else self.max_delay)
         return self._is_late
 
-    def runs_ahead(self) -> bool:
-        """Whether it comes faster than it plays, as a file in a pipe does: then it can wait."""
-        return self._first is not None and self._last - self._first > 1.01 * (self.now() - self._begun)
+    def can_wait(self) -> bool:
+        """Whether it is not behind this machine's clock by more than `max_delay`; a file in a pipe is far ahead."""
+        return self._first is not None and self._last - self._first + self.max_delay > self.now() - self._begun
 
     def wait(self, seconds: float) -> None:
         """Take note of a time during which the stream was made to wait: nothing is late by that."""
@@ -157,10 +157,10 @@ class Mailbox:
         self._error: Exception | None = None
 
     def leave(self, window: LiveWindow, pace: Pace) -> None:
-        """Leave a window, in place of an earlier one; first wait as long as the stream runs ahead of the clock."""
+        """Leave a window, in place of an earlier one; first wait as long as the stream is not too far behind."""
         with self._changed:
             begun = time.monotonic()
-            while self._waiting(window.is_last) is not None and not self._ended and pace.runs_ahead():
+            while self._waiting(window.is_last) is not None and not self._ended and pace.can_wait():
                 self._changed.wait(0.05)
             pace.wait(time.monotonic() - begun)
             if (earlier := self._waiting(window.is_last)) is not None:
