@@ -151,22 +151,28 @@ class StreamAnswers(Iterator[dict[str, Any]]):
             except BaseException:
                 self._stop()
                 raise
-            self._watch(item is None)
+            has_stalled = isinstance(item, StreamEvent) and item.kind == "stall"
+            self._watch(item is None, has_stalled)
+            if has_stalled:
+                continue
             if isinstance(item, StreamEvent):
                 self._on_event(item)
             elif item is not None:
                 return self._answer(item)
 
-    def _watch(self, is_idle: bool) -> None:
-        """Say once that nothing comes any more, and that it comes again; windows that wait say nothing of either."""
+    def _watch(self, is_idle: bool, has_stalled: bool) -> None:
+        """Say once that nothing comes any more, whoever saw it first, and that it comes again.
+
+        Windows that wait say nothing of either.
+        """
         last, timeout = self._reader.frame_at, self._reader.timeout
         if self._stalled_at is not None and last > self._stalled_at:
             seconds, self._stalled_at = last - self._stalled_at, None
             self._tell("resume", f"frames come again, after {seconds:.1f} s")
-        elif is_idle and self._stalled_at is None and time.monotonic() - last > timeout:
+        elif self._stalled_at is None and (has_stalled or (is_idle and time.monotonic() - last > timeout)):
             self._stalled_at = last
-            self._tell("stall", f"no frame came for {timeout:g} s")
-            if self._reader.source.reconnects:
+            self._tell("stall", self._reader.silence)
+            if is_idle and self._reader.source.reconnects:
                 self._reader.source.interrupt()
 
     def _tell(self, kind: str, message: str) -> None:

@@ -221,6 +221,7 @@ class LiveReader:
     Attributes:
         mailbox: Where windows and events are left.
         frame_at: When the last frame came, by `time.monotonic`.
+        silence: What a stall is, as a part of a sentence.
     """
 
     def __init__(
@@ -228,6 +229,7 @@ class LiveReader:
     ) -> None:
         self.source, self.windows, self.timeout, self.retries = source, windows, timeout, retries
         self.mailbox, self.pace, self.frame_at = Mailbox(), Pace(max_delay), time.monotonic()
+        self.silence = f"no frame came for {timeout:g} s"
         self._stopped = threading.Event()
         self._begun_at: float | None = None  # when the first frame came
         self._segment, self._origin, self._shown = -1, 0.0, 0.0  # where it begins in the timeline, its last frame
@@ -272,9 +274,11 @@ class LiveReader:
             except TooLongError:
                 raise
             except ClosedError:
-                error = VideoDecodeError(f"no frame came for {self.timeout:g} s")
+                error = VideoDecodeError(self.silence)
             except (VideoDecodeError, av.FFmpegError, OSError, IndexError) as caught:  # of the network, and of PyAV
                 error = caught
+                if isinstance(caught, TimeoutError) and counts.frames > before:
+                    self.mailbox.say("stall", f"{self.source.name}: {self.silence}.")
             if self._stopped.is_set():
                 return
             self._finish_segment()

@@ -172,7 +172,9 @@ class HttpBytes:
                     break
                 self._left = part
         except Exception as error:
-            raise (ClosedError() if self._closed else OSError(self._say(error))) from error
+            if self._closed:
+                raise ClosedError from error
+            raise (TimeoutError if _is_timeout(error) else OSError)(self._say(error)) from error
         given, self._left = self._left[:size], self._left[size:]
         return given
 
@@ -184,9 +186,13 @@ class HttpBytes:
             stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     def _say(self, error: Exception) -> str:
-        if "Timeout" in type(error).__name__:
+        if _is_timeout(error):
             return f"nothing came for {self._timeout:g} s"
         return f"{type(error).__name__}: {error}"
+
+
+def _is_timeout(error: Exception) -> bool:
+    return "Timeout" in type(error).__name__  # of which library, see `HttpBytes.__enter__`
 
 
 class PipeBytes:
