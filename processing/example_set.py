@@ -275,16 +275,13 @@ class ExampleSet:
         self._checked = state
 
     @torch.no_grad()
-    def evidence(
-        self, model: Any, class_embeds: torch.Tensor, labels: Sequence[str], scale: float | None = None
-    ) -> Evidence:
+    def evidence(self, model: Any, class_embeds: torch.Tensor, labels: Sequence[str]) -> Evidence:
         """Find out what the examples add for one list of labels; kept for the next call with the same list.
 
         Args:
             model: the MoTE that scores.
             class_embeds: L2-normalised text features of the candidates, [c, d].
             labels: the candidates, c names.
-            scale: what a softmax multiplies similarities by; exp(logit_scale) by default.
 
         Raises:
             ValueError: if a label of the examples is no candidate, or the model is another one.
@@ -295,10 +292,9 @@ class ExampleSet:
                 f"{labels[0]!r}: add it, or leave its examples out"
             )
         self.check_model(model)
-        own_scale = float(model.logit_scale.float().exp())
-        scale, config = own_scale if scale is None else scale, model.config
+        scale, config = float(model.logit_scale.float().exp()), model.config
         modulation = (config.modulation_scope, config.modulation_top_k, config.modulation_temperature)
-        key = (tuple(labels), scale, own_scale, modulation, config.training_classes_sha256)
+        key = (tuple(labels), scale, modulation, config.training_classes_sha256)
         classes = class_embeds.float().cpu()
         for known, embeds, evidence in self._fits:
             if known == key and torch.equal(embeds, classes):
@@ -306,7 +302,7 @@ class ExampleSet:
         frames, temporal = (each[:, None].to(model.device) for each in (self.frame_embeds, self.temporal_embeds))
         logits, *_ = model.score_modulated(frames, temporal, class_embeds)
         columns = torch.tensor([list(labels).index(label) for label in self.labels])
-        cosines = (logits.float() / own_scale).cpu()[:, columns]
+        cosines = (logits.float() / scale).cpu()[:, columns]
         evidence = fit(
             _features(self.frame_embeds, self.temporal_embeds), cosines, self.targets, classes, columns, scale
         )
@@ -321,7 +317,6 @@ class ExampleSet:
         cosines: torch.Tensor,
         frame_embeds: torch.Tensor,
         temporal_embeds: torch.Tensor,
-        scale: float | None = None,
     ) -> torch.Tensor:
         """Similarities of videos to labels, by texts and examples.
 
@@ -332,7 +327,6 @@ class ExampleSet:
             cosines: of the videos to the texts of the candidates, [b, c].
             frame_embeds: frame features e, [b, t, d] or [b, v, t, d].
             temporal_embeds: temporal features h, as `frame_embeds`.
-            scale: what a softmax multiplies similarities by; exp(logit_scale) by default.
 
         Returns:
             similarities on the scale of cosines, float32 [b, c]; see `Evidence.adapt`.
@@ -340,7 +334,7 @@ class ExampleSet:
         Raises:
             ValueError: see `evidence`.
         """
-        evidence = self.evidence(model, class_embeds, labels, scale)
+        evidence = self.evidence(model, class_embeds, labels)
         means = _means(frame_embeds, temporal_embeds)  # [b, 2, d]
         return evidence.adapt(cosines, means[:, 0], means[:, 1])
 

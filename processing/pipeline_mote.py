@@ -16,7 +16,7 @@ from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .answers import ANSWER_OPTIONS, AnswerOptions, answer, softmax_scale
+from .answers import ANSWER_OPTIONS, AnswerOptions, answer
 from .calibration import Calibration, calibration_of
 from .class_names import parse_candidates, unlike_words
 from .example_set import ExampleSet
@@ -218,8 +218,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         temporal = self.model.get_temporal_features(frames).last_hidden_state
         text_logits, *_ = self.model.score_modulated(frames, temporal, class_embeds)
         scale, cosines = self.logit_scale, text_logits.float() / self.logit_scale
-        factor = softmax_scale(scale, self.calibration)
-        similarities = examples.adapt(self.model, class_embeds, labels, cosines, frames, temporal, factor)
+        similarities = examples.adapt(self.model, class_embeds, labels, cosines, frames, temporal)
         return {"logits": scale * similarities, "text_logits": text_logits.float()}
 
     def rank(

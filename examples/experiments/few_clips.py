@@ -28,7 +28,6 @@ from worlds import CLIP, SPLITS, World, encode_world, load_clip, quiet
 from modeling_mote.feature_cache import load_tensors
 from modeling_mote.loading import load_model, load_processor
 from modeling_mote.processing import encode_classes
-from modeling_mote.processing.answers import softmax_scale
 from modeling_mote.processing.builders import MovingShapes
 from modeling_mote.processing.calibration import calibration_of
 from modeling_mote.processing.example_set import ExampleSet
@@ -136,10 +135,8 @@ def similarities(model: Any, split: Split, chosen: torch.Tensor) -> tuple[torch.
     examples = ExampleSet.from_features(model, given)
     temporal = model.get_temporal_features(split.test).last_hidden_state
     logits, *_ = model.score_modulated(split.test, temporal, split.class_embeds)
-    logit_scale = float(model.logit_scale.exp())
-    scale = softmax_scale(logit_scale, calibration_of(model.config))  # as the pipeline weighs examples
-    texts = logits / logit_scale
-    return examples.adapt(model, split.class_embeds, split.names, texts, split.test, temporal, scale), texts
+    texts = logits / model.logit_scale.exp()
+    return examples.adapt(model, split.class_embeds, split.names, texts, split.test, temporal), texts
 
 
 def with_training(model: Any, split: Split, chosen: torch.Tensor, seed: int, options: Options) -> torch.Tensor:
