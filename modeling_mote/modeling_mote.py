@@ -622,15 +622,12 @@ class MoTEModel(MoTEPreTrainedModel, CLIPModel):
 
     def _may_skip_frames(self, frames: torch.Tensor, **kwargs) -> bool:
         """Whether to look for equal frames: not in a graph, nor where it would make a device wait or hide states."""
-        in_graph = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return False  # and nothing is asked of the frames: a graph would hold their number for ever
         recorded = [
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         ]
-        return (
-            len(frames) > 1
-            and frames.device.type == "cpu"
-            and not (in_graph or torch.is_grad_enabled() or any(recorded))
-        )
+        return len(frames) > 1 and frames.device.type == "cpu" and not (torch.is_grad_enabled() or any(recorded))
 
     @can_return_tuple
     def get_temporal_features(
