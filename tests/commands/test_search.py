@@ -182,8 +182,8 @@ def test_it_goes_on_after_a_kill_and_after_ctrl_c(folder, shapes_model, tmp_path
         if str(path) not in embedded(index):
             path.unlink()
     listed = len(list(folder.rglob("*.mp4")))
-    out, _ = call(*command, code=1)
-    assert f"{listed - 1} of {listed} videos; " in out and listed - found <= 6
+    out, errors = call(*command, code=1)
+    assert f"{listed - 1} of {listed} videos; " in out and listed - found <= 6, errors
     assert len(stored(index)) == listed - 1
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
