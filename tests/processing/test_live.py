@@ -270,7 +270,9 @@ def test_a_pipe_that_stalls_goes_on(classify):
         answers, events = ask(classify, pipe, timeout=0.3, max_delay=0.5)
     assert [each.kind for each in events] == ["stall", "resume"]
     assert {each["segment"] for each in answers} == {0}
-    assert [each["start"] for each in answers] == [0.0, 0.5, 1.0, 1.5]
+    starts = [each["start"] for each in answers]  # a busy machine may skip one, and says so
+    assert set(starts) <= {0.0, 0.5, 1.0, 1.5} and starts[-1] == 1.5
+    assert len(starts) + sum(each["skipped_windows"] for each in answers) == 4
     assert sum(each["dropped_frames"] for each in answers) == 0  # the pause made none late
 
 
