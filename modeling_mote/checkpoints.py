@@ -1,6 +1,5 @@
 """Everything a run needs to go on to the last digit, in `checkpoints/step-N`; a checkpoint is whole or absent."""
 
-import hashlib
 import json
 import pickle
 import re
@@ -16,11 +15,12 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.optim.swa_utils import AveragedModel
 
+from .checked_folder import CHECKSUMS, find_damage, write_checksums
 from .feature_cache import load_tensors, save_tensors
 from .processing.clip_batches import is_worker_death
 from .processing.files import restore_folder, whole_folder
 
-PROGRESS, CHECKSUMS, AVERAGE = "progress.json", "checksums.json", "ema.safetensors"
+PROGRESS, AVERAGE = "progress.json", "ema.safetensors"
 
 
 class Checkpoints:
@@ -82,7 +82,7 @@ class Checkpoints:
         if self.ema is not None:
             save_tensors(self.ema.state_dict(), folder / AVERAGE)
         (folder / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
-        (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=2), encoding="utf-8")
+        write_checksums(folder)
 
     def load_newest(self) -> dict[str, Any] | None:
         """Go back to the newest whole checkpoint, if there is any; damaged ones are named in a warning.
@@ -118,35 +118,13 @@ class Checkpoints:
             restore_folder(self.folder / left.name.removeprefix(".").removesuffix(".old"))
             shutil.rmtree(left, ignore_errors=True)
         for folder in reversed(self.all()):
-            problem = _damage(folder)
+            problem = find_damage(folder)
             if problem is None:
                 return str(folder)
             warnings.warn(f"{folder} is damaged ({problem}): it is passed over.", stacklevel=2)
         if self.all():
             raise ValueError(f"No checkpoint in {self.folder} is whole: remove the folder to begin anew.")
         return None
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: its files are those that were written, to the last bit."""
-    try:
-        expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        found = _checksums(folder)
-    except (OSError, ValueError):
-        return f"{CHECKSUMS} is missing or can't be read"
-    for name, checksum in expected.items():
-        if found.get(name) != checksum:
-            return f"{name} is not what was written" if name in found else f"{name} is missing"
-    return None
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """{name: SHA-256} of every file but the list of them."""
-    sums = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS):
-        with open(path, "rb") as file:
-            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
 
 
 __all__ = ["Checkpoints"]

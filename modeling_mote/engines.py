@@ -15,13 +15,11 @@ Shapes: n frames, w = width of the image tower, d = `projection_dim`.
 """
 
 import copy
-import hashlib
 import importlib.util
-import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .checked_folder import find_damage, write_checksums
 from .feature_cache import CACHE_DIR, fingerprint
 from .modeling_mote import MoTEModel
 from .processing.files import whole_folder
@@ -52,8 +51,9 @@ LIBRARIES = {  # what a program needs beyond PyTorch: to write the graph, then t
 }
 TOLERANCE = 1e-4  # in float32: how far a frame's unit vector may move, and with it any cosine
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # instruction sets that multiply in it
-RECORD = "engine.json"
+KEY = "key.txt"  # what a graph depends on, in its folder
 CHECK_FRAMES = 4
+WRITERS = ("torch", "transformers", "onnx", "onnxscript")  # of graphs
 
 Run = Callable[[torch.Tensor], torch.Tensor]  # pixels [n, 3, h, w] -> pooled features [n, w], float32
 
@@ -74,6 +74,8 @@ class Engine:
     seconds: float = 0.0
 
     def __str__(self) -> str:
+        if self.name == "torch":
+            return "PyTorch in float32 runs the image tower."
         made = f"; its graph was made in {self.seconds:.0f} s" if self.seconds else ""
         return f"{self.name} runs the image tower: {moves(self.error)}{made}."
 
@@ -113,13 +115,8 @@ def use_engine(
         OSError: if the cache can't be written.
     """
     check_engine(name)
+    check_model(model)
     tower: Any = model.vision_model
-    weight = model.visual_projection.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        raise ValueError(
-            f"Engines run float32 models on the CPU, and this one is {weight.dtype} on {weight.device}: load it so "
-            "(--device cpu), or leave the engine out."
-        )
     drop_engine(model)
     tower.requires_grad_(False)
     if name == "torch":
@@ -159,6 +156,20 @@ def check_engine(name: str) -> None:
         )
 
 
+def check_model(model: MoTEModel) -> None:
+    """Refuse a model that engines can't run.
+
+    Raises:
+        ValueError: saying where it is, and in which dtype.
+    """
+    weight = model.visual_projection.weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        raise ValueError(
+            f"Engines run float32 models on the CPU, and this one is {weight.dtype} on {weight.device}: load it so "
+            "(--device cpu), or leave the engine out."
+        )
+
+
 def instruction_sets() -> list[str]:
     """The instruction sets of this CPU that engines are fast by: `avx2`, `avx512_vnni`, `amx_bf16`, ..."""
     known = ("avx2", "avx_vnni", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "bf16", "i8mm")
@@ -188,7 +199,8 @@ class EngineForward:
                 "The image tower's weights were edited or moved after an engine took them: call use_engine again, or "
                 "drop_engine."
             )
-        more = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        recorded = ("output_hidden_states", "output_attentions")
+        more = any(kwargs.get(name, getattr(self.tower.config, name)) for name in recorded)
         square = tuple(pixel_values.shape[-3:]) == (3, self.side, self.side)
         if more or not square or (torch.is_grad_enabled() and pixel_values.requires_grad):
             return type(self.tower).forward(
@@ -224,9 +236,7 @@ def check_frames(model: MoTEModel, count: int) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------------- engines
 
 
-def make_run(
-    model: MoTEModel, name: str, folder: Path, say: Callable[[str], Any] = lambda line: None
-) -> tuple[Run, float]:
+def make_run(model: MoTEModel, name: str, folder: Path, say: Callable[[str], Any]) -> tuple[Run, float]:
     """An engine for a model's image tower, and the seconds that making its graph took, 0 if it was there.
 
     Args:
@@ -277,9 +287,7 @@ def openvino_run(graph: Path, precision: str) -> Run:
 # --------------------------------------------------------------------------------------------------------------- cache
 
 
-def find_graph(
-    model: MoTEModel, precision: str, folder: Path, say: Callable[[str], Any] = lambda line: None
-) -> tuple[Path, bool]:
+def find_graph(model: MoTEModel, precision: str, folder: Path, say: Callable[[str], Any]) -> tuple[Path, bool]:
     """The ONNX graph of a model's image tower in the cache, and whether it had to be made.
 
     Args:
@@ -303,15 +311,15 @@ def find_graph(
     source = None if precision == "float32" else find_graph(model, "float32", folder, say)[0].parent
     with whole_folder(place) as partial_folder:
         write_graph(model, partial_folder, source)
-        files = {file.name: _sha256(file) for file in sorted(partial_folder.iterdir())}
-        record = {"key": key, "files": files, "made_with": _versions()}
-        (partial_folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (partial_folder / KEY).write_text(key, encoding="utf-8")
+        write_checksums(partial_folder)
     return graph, True
 
 
 def graph_key(model: MoTEModel, precision: str) -> str:
     """What the graph of an image tower depends on: its weights and config, the precision, and what writes graphs."""
-    return fingerprint(model.vision_model, model.config.vision_config.to_dict(), precision, _versions())
+    writers = versions(WRITERS if precision == "float32" else (*WRITERS, "onnxruntime"))  # which makes int8 of float32
+    return fingerprint(model.vision_model, model.config.vision_config.to_dict(), precision, writers)
 
 
 def write_graph(model: MoTEModel, folder: Path, float32: Path | None) -> None:
@@ -329,26 +337,13 @@ def write_graph(model: MoTEModel, folder: Path, float32: Path | None) -> None:
 
 def what_is_wrong(place: Path, key: str) -> str | None:
     """Why a folder of the cache can't be used for a key, in words; None if it can."""
-    try:
-        record = json.loads((place / RECORD).read_text(encoding="utf-8"))
-        if record["key"] != key:
-            return "holds the graph of another model"
-        for name, digest in record["files"].items():
-            if _sha256(place / name) != digest:
-                return f"is damaged ({name} does not fit its checksum)"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"is damaged ({type(error).__name__}: {error})"
-    return None
+    if problem := find_damage(place):
+        return f"is damaged ({problem})"
+    return None if (place / KEY).read_text(encoding="utf-8") == key else "holds the graph of another model"
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what writes graphs."""
-    names = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of packages, of those that are installed."""
     return {name: metadata.version(name) for name in names if importlib.util.find_spec(name) is not None}
 
 

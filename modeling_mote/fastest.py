@@ -27,11 +27,13 @@ from .engines import (
     Engine,
     check_engine,
     check_frames,
+    check_model,
     drop_engine,
     graph_key,
     instruction_sets,
     moves,
     use_engine,
+    versions,
 )
 from .feature_cache import CACHE_DIR, fingerprint
 from .modeling_mote import MoTEModel
@@ -46,7 +48,6 @@ def use_fastest(
     model: MoTEModel,
     cache_dir: str | os.PathLike[str] | None = None,
     say: Callable[[str], Any] = lambda line: None,
-    measure_anew: bool = False,
 ) -> Engine:
     """Run a model's image tower by what is fastest on this machine, see `engines.use_engine`.
 
@@ -54,20 +55,21 @@ def use_fastest(
         model: on the CPU, in float32; one on an accelerator is left as it is, which is said.
         cache_dir: folder of the cache; by default `$MOTE_CACHE`, or `mote` in the Hugging Face home.
         say: is told in one line what was picked and why, and before that if it has to be measured.
-        measure_anew: do not trust what was measured before.
 
     Returns:
         The engine.
 
     Raises:
+        ValueError: if the model is in another dtype.
         OSError: if the cache can't be written.
     """
     if model.device.type != "cpu":
         say(f"Fastest here: PyTorch in {model.dtype} on {model.device}; the other engines are for CPUs.")
         return Engine("torch")
+    check_model(model)
     drop_engine(model)
     path = Path(cache_dir or CACHE_DIR) / "engines" / f"fastest-{machine_key(model)[:32]}.json"
-    measured = None if measure_anew else read_measured(path)
+    measured = read_measured(path)
     if measured is None:
         say(f"Measuring which engine is fastest on this machine, once: the result is kept in {path}.")
         measured = measure_engines(model, cache_dir, say)
@@ -88,6 +90,7 @@ def candidates() -> list[str]:
     return found
 
 
+@torch.no_grad()
 def measure_engines(
     model: MoTEModel, cache_dir: str | os.PathLike[str] | None, say: Callable[[str], Any]
 ) -> list[dict[str, Any]]:
@@ -98,21 +101,22 @@ def measure_engines(
     for name in candidates():
         try:
             engine = use_engine(model, name, cache_dir, say)
-        except (RuntimeError, ValueError) as error:  # one that fails here is none of the choices
+            model.vision_model(frames)  # warms up
+        except OSError:
+            raise
+        except Exception as error:  # of any program; one that fails here is none of the choices
             warnings.warn(f"{name} does not work here: {error}", stacklevel=2)
             continue
         forwards.append(model.vision_model.forward)
         found.append({"engine": name, "error": engine.error})
     drop_engine(model)
     times: list[list[float]] = [[] for _ in forwards]
-    with torch.no_grad():
-        for _ in range(1 + ROUNDS):
-            for each, forward in zip(times, forwards, strict=True):
-                start = time.perf_counter()
-                forward(frames)
-                each.append(time.perf_counter() - start)
-    # The first round warms up.
-    return [each | {"seconds": statistics.median(seconds[1:])} for each, seconds in zip(found, times, strict=True)]
+    for _ in range(ROUNDS):
+        for each, forward in zip(times, forwards, strict=True):
+            start = time.perf_counter()
+            forward(frames)
+            each.append(time.perf_counter() - start)
+    return [each | {"seconds": statistics.median(seconds)} for each, seconds in zip(found, times, strict=True)]
 
 
 def pick(measured: list[dict[str, Any]]) -> dict[str, Any]:
@@ -141,7 +145,8 @@ def describe(measured: list[dict[str, Any]], best: dict[str, Any]) -> str:
 def machine_key(model: MoTEModel) -> str:
     """What the measurement depends on: the image tower, the machine, its threads, and what is installed."""
     machine = [platform.machine(), platform.processor(), instruction_sets(), os.cpu_count(), torch.get_num_threads()]
-    return fingerprint([graph_key(model, "float32"), model.config.num_frames, machine, candidates()])
+    programs = versions(("torch", "onnxruntime", "openvino"))
+    return fingerprint([graph_key(model, "float32"), model.config.num_frames, machine, candidates(), programs])
 
 
 def read_measured(path: Path) -> list[dict[str, Any]] | None:

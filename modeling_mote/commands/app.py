@@ -53,6 +53,7 @@ def check(options: argparse.Namespace) -> None:
     if options.model is None:
         raise ValueError("No model is named: pass --model, or set the variable MOTE_MODEL.")
     check_model(options.model)
+    options.engine = engine_of(options)
     if importlib.util.find_spec("gradio") is None:
         raise ImportError('The app needs Gradio: pip install "mote-transformers[app]"')
     if options.mcp and importlib.util.find_spec("mcp") is None:
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     from ..web_http import http_routes
 
     limits = Limits(**{limit.name: getattr(options, limit.name) for limit in dataclasses.fields(Limits)})
-    classify = load_pipeline(options.model, options.device, engine=engine_of(options), say=print)
+    classify = load_pipeline(options.model, options.device, engine=options.engine, say=print)
     window = options.window or read_record(options.model, "training.json").get("clip_seconds") or WINDOW_SECONDS
     answers = Answers(classify, limits, window, options.stride, options.concurrency)
     name = options.model if not Path(options.model).exists() else model_name(Path(options.model))

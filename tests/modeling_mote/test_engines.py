@@ -65,7 +65,17 @@ def test_equal_frames_are_encoded_once(model, cache, videos):
     still = videos[:, :1].expand(-1, 8, -1, -1, -1)
     plain = model.get_frame_features(still).pooler_output
     use_engine(model, "onnxruntime", cache)
+    counts, engine = [], model.vision_model.forward
+
+    def counting(pixel_values, *args, **kwargs):
+        counts.append(len(pixel_values))
+        return engine(pixel_values, *args, **kwargs)
+
+    model.vision_model.forward = counting
     torch.testing.assert_close(model.get_frame_features(still).pooler_output, plain, rtol=0, atol=1e-4)
+    assert counts == [len(still)]
+    model.get_frame_features(videos)
+    assert counts == [2, 16]  # whose frames all differ
 
 
 @pytest.mark.slow  # a graph is exported
@@ -136,7 +146,7 @@ def harm(place: Path, damage: str) -> None:
     elif damage == "a lost file":
         weights.unlink()
     elif damage == "no record":
-        (place / "engine.json").unlink()
+        (place / "checksums.json").unlink()
 
 
 @pytest.mark.slow  # graphs are exported
