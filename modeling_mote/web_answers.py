@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .processing import AnswerOptions, ExampleSet, video_source
+from .processing import AnswerOptions, ExampleSet
 from .processing.class_names import to_words, unlike_words
 from .processing.limits import Limits, RefusedError, check_megabytes, check_seconds, check_size
 from .processing.public_fetch import fetch_public
@@ -117,7 +117,7 @@ class VisitorReader:
     def _read(self, job: Job) -> Iterator[Seen | Windows]:
         video: Any = job.video
         if job.video.startswith(HTTP):
-            video = _fetch(job.video, self.limits)
+            video = fetch_public(job.video, self.limits)
         else:
             check_megabytes(Path(job.video).stat().st_size, self.limits)
         size = measure_video(video)
@@ -144,12 +144,6 @@ class VisitorReader:
 def _sentence(message: str, job: Job) -> str:
     """A message on one line, with the file's name in place of its path on this machine."""
     return " ".join(message.split()).replace(job.video, job.name)
-
-
-def _fetch(url: str, limits: Limits) -> bytes:
-    """The bytes at a public address; only a reading process may call this, as its limit is changed for good."""
-    video_source.MAX_DOWNLOAD_BYTES = int(limits.max_megabytes * 1e6)
-    return fetch_public(url)
 
 
 # ------------------------------------------------------------------------------------------------------------ answers

@@ -75,7 +75,7 @@ class Endpoint:
     def _video(self, video: Any) -> bytes:
         """The bytes of a video that is small enough."""
         if isinstance(video, str):
-            video = fetch_public(video) if video.startswith(HTTP) else decode_base64(video)
+            video = fetch_public(video, self.limits) if video.startswith(HTTP) else decode_base64(video)
         if not isinstance(video, bytes):
             raise RefusedError(f"inputs is a {type(video).__name__}: send the URL of a video, or the file as base64.")
         check_megabytes(len(video), self.limits)

@@ -11,7 +11,7 @@ from .class_names import parse_candidates, parse_labels
 if TYPE_CHECKING:
     from .video_size import VideoSize
 
-DESCRIBED = re.compile(r"\s*(.+?):\s+(\S.*)")  # name: description
+DESCRIBED = re.compile(r"(\S.*?)\s*:\s+(\S.*)")  # name: description
 WINDOW_SECONDS = 4.0  # of a window, if the checkpoint does not say how long its training clips were
 
 
@@ -86,7 +86,7 @@ def read_candidates(text: str | None, limits: Limits) -> dict[str, tuple[str, ..
     names: list[str] = []
     texts: dict[str, list[str]] = {}
     for line in (text or "").splitlines():
-        if described := DESCRIBED.fullmatch(line):
+        if described := DESCRIBED.fullmatch(line.strip()):
             name = described[1]
             names += [] if name in texts else [name]
             texts.setdefault(name, []).append(described[2])
@@ -115,7 +115,9 @@ def check_candidates(names: Sequence[Any], texts: Mapping[str, Any], limits: Lim
         raise RefusedError(f"{len(names)} labels were given: this app takes up to {limits.max_labels}.")
     try:
         labels = parse_labels(list(names), limits.max_letters)
-        candidates = parse_candidates({name: texts.get(name) for name in labels}, limits.max_letters)
+        # A label has no blanks around it; the name that was given may.
+        given = {label: texts.get(name) for name, label in zip(names, labels, strict=True)}
+        candidates = parse_candidates(given, limits.max_letters)
     except ValueError as error:
         raise RefusedError(str(error)) from error
     described = [text for each in candidates.values() for text in each]

@@ -1,14 +1,16 @@
 """What strangers name by a URL is fetched from public addresses alone, whatever a name server or a redirect says."""
 
 import ipaddress
+import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from .video_source import Source
+from .limits import Limits
+from .video_source import download
 
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}  # of a proxy whose address names none
 
@@ -16,17 +18,18 @@ _here = threading.local()  # `proxies` in a thread that fetches
 _hooked = False
 
 
-def fetch_public(url: str) -> bytes:
+def fetch_public(url: str, limits: Limits) -> bytes:
     """The bytes at a public address.
 
     Args:
         url: http(s).
+        limits: Of which the megabytes count.
 
     Raises:
-        VideoDecodeError: If it cannot be had, or leads to an address that is not public.
+        VideoDecodeError: If it cannot be had, leads to an address that is not public, or is too large.
     """
     with _public_addresses_only():
-        return bytes(Source(url).file)
+        return download(url, int(limits.max_megabytes * 1e6))
 
 
 @contextmanager
@@ -36,12 +39,21 @@ def _public_addresses_only() -> Iterator[None]:
     if not _hooked:
         sys.addaudithook(_check)  # a hook is for good, so it looks at the thread
         _hooked = True
-    proxies = [urlsplit(proxy) for proxy in getproxies().values()]
-    _here.proxies = {(proxy.hostname, proxy.port or PORTS.get(proxy.scheme)) for proxy in proxies}
+    _here.proxies = _proxies()
     try:
         yield
     finally:
         del _here.proxies
+
+
+def _proxies() -> set[tuple[str, int]]:
+    """Where the proxies that the machine is set up with listen, by address, as connections have it."""
+    found: set[tuple[str, int]] = set()
+    for proxy in map(urlsplit, getproxies().values()):
+        with suppress(OSError):  # a name that nobody knows
+            infos = socket.getaddrinfo(proxy.hostname, proxy.port or PORTS.get(proxy.scheme), type=socket.SOCK_STREAM)
+            found.update((str(info[4][0]), int(info[4][1])) for info in infos)
+    return found
 
 
 def _check(event: str, arguments: tuple) -> None:

@@ -67,7 +67,7 @@ class Source:
         if isinstance(video, (bytes, bytearray, memoryview)):
             self.name, self.file = f"video of {len(video)} bytes", bytes(video)
         elif isinstance(video, str) and video.startswith(HTTP):
-            self.name, self.file = video, _download(video)
+            self.name, self.file = video, download(video)
         elif isinstance(video, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", video):
             self.name, self.file = video, _fetch(video)
         elif isinstance(video, (str, os.PathLike)):
@@ -92,7 +92,10 @@ class Source:
         try:
             if isinstance(self.file, Path):
                 return self.file.stat().st_size
-            return len(self.file) if isinstance(self.file, bytes) else self.file.seek(0, os.SEEK_END)
+            if isinstance(self.file, bytes):
+                return len(self.file)
+            self.file.seek(0, os.SEEK_END)  # which may give nothing
+            return self.file.tell()
         except Exception as error:  # a file object's own
             raise VideoDecodeError(f"{self.name} cannot be opened ({reason(error)}).") from error
 
@@ -189,14 +192,15 @@ def _check_file(video: Any, name: str) -> Any:
         raise VideoDecodeError(f"{name} cannot be read ({reason(error)}).") from error
 
 
-def _gather(name: str, parts: Iterable[bytes]) -> bytes:
+def _gather(name: str, parts: Iterable[bytes], max_bytes: int | None = None) -> bytes:
     """The parts as one, within the limits on bytes and time."""
     content, started = io.BytesIO(), time.monotonic()
+    limit = MAX_DOWNLOAD_BYTES if max_bytes is None else max_bytes
+    cure = "save it as a file first, or raise MOTE_MAX_DOWNLOAD_BYTES" if max_bytes is None else "send a smaller one"
     for part in parts:
-        if content.tell() + len(part) > MAX_DOWNLOAD_BYTES:
+        if content.tell() + len(part) > limit:
             raise VideoDecodeError(
-                f"{name} is larger than {MAX_DOWNLOAD_BYTES / 2**20:g} MiB, the limit of what is read into memory: "
-                "save it as a file first, or raise MOTE_MAX_DOWNLOAD_BYTES."
+                f"{name} is larger than {limit / 2**20:g} MiB, the limit of what is read into memory: {cure}."
             )
         if time.monotonic() - started > MAX_DOWNLOAD_SECONDS:
             raise VideoDecodeError(
@@ -207,11 +211,19 @@ def _gather(name: str, parts: Iterable[bytes]) -> bytes:
     return content.getvalue()
 
 
-def _download(url: str) -> bytes:
-    """Fetch a file."""
+def download(url: str, max_bytes: int | None = None) -> bytes:
+    """Fetch a file over http(s).
+
+    Args:
+        url: Of the file.
+        max_bytes: How large it may be; `MAX_DOWNLOAD_BYTES` by default.
+
+    Raises:
+        VideoDecodeError: If it cannot be had, or is larger, or takes too long.
+    """
     try:
         with open_http(url) as response:
-            return _gather(url, response.iter_bytes())  # as they come, for the limit on time
+            return _gather(url, response.iter_bytes(), max_bytes)  # as they come, for the limit on time
     except VideoDecodeError:
         raise
     except Exception as error:  # which classes depends on the HTTP library that huggingface_hub is built on
@@ -281,6 +293,7 @@ __all__ = [
     "VideoDecodeError",
     "VideoNotFoundError",
     "VideoSource",
+    "download",
     "open_http",
     "reason",
 ]

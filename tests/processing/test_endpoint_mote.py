@@ -7,7 +7,7 @@ from transformers import pipeline
 
 import modeling_mote  # noqa: F401
 from modeling_mote.processing.endpoint_mote import Endpoint
-from modeling_mote.processing.limits import Limits
+from modeling_mote.processing.limits import Limits, candidates_of
 
 LABELS = ["red bar growing", "cyan moon"]
 
@@ -35,6 +35,12 @@ def test_it_answers_as_the_pipeline(endpoint, shapes_model, clip):
     assert (
         endpoint({"inputs": clip}) == endpoint({"inputs": clip, "parameters": None}) == own
     )  # what it was trained on
+
+
+def test_blanks_around_a_name_lose_no_description():
+    told = {"yoga": ("a person stretching", "on a mat"), "archery": ()}
+    assert candidates_of({" yoga ": ["a person stretching", "on a mat"], "archery": None}, Limits()) == told
+    assert candidates_of("yoga : a person stretching\n yoga: on a mat\narchery", Limits()) == told
 
 
 BAD = [
