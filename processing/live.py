@@ -86,7 +86,8 @@ def classify_stream(
     windows, encoder, forward, answering = prepare_windows(
         classify, candidate_labels, options, OPTIONS, "classify_stream", window, stride
     )
-    classify.class_features(forward["candidate_labels"], forward.get("prompts", "mote_28"))  # before the first window
+    given = {name: forward[name] for name in ("candidate_labels", "prompts") if name in forward}
+    classify.class_features(**given)  # before the first window
     reader = LiveReader(LiveSource(source), windows, timeout, max_delay, retries)
     return StreamAnswers(classify, reader, encoder, forward, answering, on_event or _log)
 
@@ -122,6 +123,7 @@ class StreamAnswers(Iterator[dict[str, Any]]):
         self._forward, self._answering, self._on_event = forward, answering, on_event
         self._said = (0, 0)  # dropped frames and skipped windows that answers have told of
         self._stalled_at: float | None = None  # the time of the last frame before
+        self._interrupted_at = 0.0  # when the source was last broken off for it
         self._stop = weakref.finalize(self, reader.stop)  # also if nobody closes it
         reader.start()
 
@@ -165,14 +167,16 @@ class StreamAnswers(Iterator[dict[str, Any]]):
 
         Windows that wait say nothing of either.
         """
-        last, timeout = self._reader.frame_at, self._reader.timeout
+        last, now = self._reader.frame_at, time.monotonic()
         if self._stalled_at is not None and last > self._stalled_at:
             seconds, self._stalled_at = last - self._stalled_at, None
             self._tell("resume", f"frames come again, after {seconds:.1f} s")
-        elif self._stalled_at is None and (has_stalled or (is_idle and time.monotonic() - last > timeout)):
-            self._stalled_at = last
-            self._tell("stall", self._reader.silence)
-            if is_idle and self._reader.source.reconnects:
+        elif has_stalled or (is_idle and now - max(last, self._interrupted_at) > self._reader.timeout):
+            if self._stalled_at is None:
+                self._stalled_at = last
+                self._tell("stall", self._reader.silence)
+            if is_idle and self._reader.source.reconnects:  # each time: what answers may send no frame either
+                self._interrupted_at = now
                 self._reader.source.interrupt()
 
     def _tell(self, kind: str, message: str) -> None:

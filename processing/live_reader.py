@@ -19,7 +19,7 @@ from .video_source import VideoDecodeError, reason
 from .windows import Window, WindowCutter, WindowReader
 
 MEMORY = 60.0  # seconds for which it is remembered how punctual frames can be
-NOTHING_WAITS = 0.25  # seconds: a stream that is waited for so long has nothing queued
+NOTHING_WAITS = 0.25  # seconds: a stream that is waited for so long within one has nothing queued
 MAX_HELD = 4096  # frames of a window: some 250 MB at 224 pixels and 4:3, 1.1 GB at 16:9
 LONGEST_WAIT = 30.0  # seconds between attempts to connect
 BLIND = 600  # packets that are skipped at most until a key picture comes
@@ -114,6 +114,8 @@ class Pace:
 
     def delay(self, seconds: float) -> float:
         """By how much a frame of this time would be late now; one ahead of all others is not."""
+        while self._lows and self._lows[0][0] < self.now() - MEMORY:
+            self._lows.popleft()
         return self._lag(seconds) - self._lows[0][1] if self._lows else 0.0
 
     def is_late(self, seconds: float) -> bool:
@@ -122,8 +124,6 @@ class Pace:
         while self._lows and self._lows[-1][1] >= lag:
             self._lows.pop()
         self._lows.append((now, lag))
-        while self._lows[0][0] < now - MEMORY:
-            self._lows.popleft()
         self._first = seconds if self._first is None else self._first
         self._last = seconds
         self._is_late = self.delay(seconds) > (self.max_delay / 2 if self._is_late else self.max_delay)
@@ -249,10 +249,9 @@ class LiveReader:
         self.mailbox.end()
         self.source.interrupt()
 
-    def join(self, seconds: float) -> bool:
-        """Wait for the thread to be done; whether it is."""
+    def join(self, seconds: float) -> None:
+        """Wait for the thread to be done, for so many seconds at most."""
         self._thread.join(seconds)
-        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -388,11 +387,16 @@ class LiveReader:
     def _decode(self, video: VideoFile) -> Iterator[av.VideoFrame]:
         """The frames of a connection, those that can be decoded; where it is far behind, from the next key picture."""
         decoder, counts, skipped = video.stream.codec_context, self.mailbox.counts, 0
-        asked = time.monotonic()
+        began = asked = time.monotonic()
+        waited = 0.0  # within a second
         for packet in video.packets():
             if self._stopped.is_set():
                 return
-            if time.monotonic() - asked > NOTHING_WAITS:
+            now = time.monotonic()
+            if now - began > 1:
+                began, waited = asked, 0.0
+            waited += now - asked
+            if waited > NOTHING_WAITS:
                 self.pace.has_caught_up()
             if not is_flush(packet) and not video.clock.untimed:
                 behind = self.pace.delay(video.clock.seconds(packet)) > 2 * self.pace.max_delay

@@ -74,7 +74,7 @@ class LiveSource:
             if self.kind == "http":
                 place = stack.enter_context(HttpBytes(self._place, timeout))
             elif self.kind == "pipe":
-                place = stack.enter_context(PipeBytes(self._place, self.name))
+                place = stack.enter_context(PipeBytes(self._place))
             else:
                 if self.kind == "device" and not os.path.exists(self._place):
                     raise VideoNotFoundError(f"{self.name} does not exist: there is no such camera.")
@@ -83,7 +83,6 @@ class LiveSource:
                 with self._lock:
                     self._open = place
                 stack.callback(self._forget)
-                place = _Bytes(place)
             yield stack.enter_context(open_live(self.name, place))
 
     def _forget(self) -> None:
@@ -128,13 +127,6 @@ def _kind_of(source: str) -> str:
 def _without_password(source: str) -> str:
     user, at, _ = urlsplit(source).netloc.rpartition("@") if "://" in source else ("", "", "")
     return source.replace(f"{user}@", "", 1) if at else source
-
-
-class _Bytes:
-    """What FFmpeg gets of a stream: `read`, and nothing to go back with."""
-
-    def __init__(self, stream: Any) -> None:
-        self.read = stream.read
 
 
 class HttpBytes:
@@ -200,11 +192,10 @@ class PipeBytes:
 
     Args:
         place: `-`, the path of a named pipe, or a binary file object, which stays open.
-        name: What messages call it.
     """
 
-    def __init__(self, place: Any, name: str) -> None:
-        self._place, self._name, self._closed, self._begun = place, name, False, False
+    def __init__(self, place: Any) -> None:
+        self._place, self._closed, self._begun = place, False, False
         self._own: int | None = None
 
     def __enter__(self) -> "PipeBytes":
