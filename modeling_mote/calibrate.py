@@ -91,11 +91,12 @@ def fit_to_clips(model: MoTEModel, kept: Sequence[ScoredClips], class_embeds: to
         ValueError: as `fit_calibration`.
     """
     cosines, labels, frames, temporal = (torch.cat(each) for each in zip(*kept, strict=True))
+    frames, temporal = (each.to(class_embeds.device) for each in (frames, temporal))
 
     def score(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         # Modulation and the mean over frames commute: a clip is its mean frame, [r, 1, d].
-        mean_frames, mean_temporal = (each[rows, None].to(class_embeds.device) for each in (frames, temporal))
-        logits, *_ = model.score_modulated(mean_frames, mean_temporal, class_embeds[columns.to(class_embeds.device)])
+        rows, columns = rows.to(class_embeds.device), columns.to(class_embeds.device)
+        logits, *_ = model.score_modulated(frames[rows, None], temporal[rows, None], class_embeds[columns])
         return logits.float() / model.logit_scale.float().exp()
 
     return fit_calibration(cosines, labels, score)

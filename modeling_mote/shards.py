@@ -41,7 +41,16 @@ RECORD_FORMAT = 1  # counts up if a reader of this version could not read what i
 SHARD_COLUMNS = ("path", "size", "mtime", "start", "end", "embedding", "scores", "error", "warning")
 # What rows depend on: two runs write to one folder only if these are equal.
 SETTINGS = (
-    *("format", "merge_tokens", "key", "dim", "labels", "descriptions", "prompts", "scoring", "window", "stride"),
+    "format",
+    "merge_tokens",
+    "key",
+    "dim",
+    "labels",
+    "descriptions",
+    "prompts",
+    "scoring",
+    "window",
+    "stride",
     "reading",
 )
 REQUIRED = ("format", "model", "key", "dim")  # of a record; what else it lacks is taken for null
