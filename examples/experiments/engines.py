@@ -12,28 +12,21 @@ import os
 
 import torch
 import transformers
+from worlds import SPLIT_TITLES, clips_of_split
 
 from modeling_mote.engines import drop_engine, instruction_sets, use_engine
 from modeling_mote.fastest import candidates
 from modeling_mote.loading import load_checkpoint
 from modeling_mote.processing import encode_classes
 from modeling_mote.processing.builders import MovingShapes
-from modeling_mote.processing.clips import VideoClips, collate_clips
+from modeling_mote.processing.clips import collate_clips
 
-SPLITS = {
-    "test": "trained classes",
-    "test_compositions": "unseen pairs",
-    "test_objects": "unseen objects",
-    "test_motions": "unseen motions",
-}
 BATCH = 32
 
 
 def read_split(builder: MovingShapes, split: str, processor: transformers.ProcessorMixin) -> tuple:
     """Pixels [n, t, 3, h, w], labels [n] and class names of a split."""
-    rows, names = builder.as_dataset(split), builder.class_names(split)
-    labels = {rows.features["label"].str2int(name): index for index, name in enumerate(names)}
-    clips = VideoClips(rows, processor.video_processor, processor.num_frames, "uniform", labels=labels)
+    clips, names = clips_of_split(builder, split, processor.video_processor, processor.num_frames)
     batch = collate_clips([clips[index] for index in range(len(clips))])
     return clips.inputs(batch)["pixel_values_videos"], batch["labels"], names
 
@@ -70,12 +63,12 @@ def main() -> None:
     model.merge_experts()
     builder = MovingShapes()
     builder.download_and_prepare()
-    read = {split: read_split(builder, split, processor) for split in SPLITS}
+    read = {split: read_split(builder, split, processor) for split in SPLIT_TITLES}
     classes = {split: encode_classes(model, processor, names) for split, (_, _, names) in read.items()}
     truth = {split: labels for split, (_, labels, _) in read.items()}
     plain = {split: score(model, pixels, classes[split]) for split, (pixels, _, _) in read.items()}
     print(f"{os.cpu_count()} cores, {', '.join(instruction_sets())}; top-1 out of the split's own labels\n")
-    columns = ["engine", *SPLITS.values(), "a cosine moves by at most", "top-1 changed", "... that was clear"]
+    columns = ["engine", *SPLIT_TITLES.values(), "a cosine moves by at most", "top-1 changed", "... that was clear"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", row_of("torch", plain, plain, truth), sep="\n")
     for name in options.engines:
         if name == "torch":

@@ -6,8 +6,7 @@
 Test clips are the demo's, of its three unseen splits. Example clips are of another seed (`POOL`), and drawn anew for
 every draw. The method was made on the clips of a third seed and another world; nothing was chosen on these. Every
 frame is encoded once. "Training" is the demo's head trained further on the same example clips, from the same weights.
-Prints the tables, and leaves `few_clips.json` in `--output` and the picture in `--picture`. `--earlier` takes the
-trainings from such a file: a calibration of the same weights changes the rest alone.
+Prints the tables, and leaves `few_clips.json` in `--output` and the picture in `--picture`.
 """
 
 import copy
@@ -58,7 +57,6 @@ class Options:
     trainings: int = 3  # draws that the head is trained on
     steps: int = 300
     lr: float = 3e-4
-    earlier: str = ""  # few_clips.json of the same weights, whose trainings are taken over
 
 
 @dataclass
@@ -175,15 +173,11 @@ def measure(model: Any, splits: dict[str, Split], options: Options) -> dict[str,
         for shots in tqdm(SHOTS, desc=TITLES[name]):
             draws = [split.draw(shots, seed) for seed in range(options.draws)]
             row["examples"][shots] = spread([top1(with_examples(model, split, each), labels) for each in draws])
-            if options.earlier:
-                continue
             trained = [
                 top1(with_training(model, split, each, seed, options), labels)
                 for seed, each in enumerate(draws[: options.trainings])
             ]
             row["training"][shots] = spread(trained)
-        if options.earlier:
-            row["training"] = json.loads(Path(options.earlier).read_text())["splits"][name]["training"]
         row["answers"] = answers(model, split, options)
         row["half_the_labels"] = half_the_labels(model, split, options)
         row["short_lists"] = short_lists(model, split, options)

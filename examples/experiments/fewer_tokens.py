@@ -23,21 +23,16 @@ from matplotlib.figure import Figure
 from reports import save, table, write_tables
 from torch import nn
 from torch.utils.data import DataLoader
+from worlds import SPLIT_TITLES, clips_of_split
 
 from modeling_mote import merge_tokens
 from modeling_mote.loading import load_checkpoint
 from modeling_mote.processing import encode_classes
 from modeling_mote.processing.builders import MovingShapes
-from modeling_mote.processing.clips import VideoClips, collate_clips
+from modeling_mote.processing.clips import collate_clips
 from modeling_mote.processing.files import write_whole
 
 LARGE, SMALL = (0, 4, 8, 12, 16, 20), (0, 1, 2, 3, 4, 6, 8)  # pairs merged per layer
-SPLITS = {
-    "test": "trained classes",
-    "test_compositions": "unseen pairs",
-    "test_objects": "unseen objects",
-    "test_motions": "unseen motions",
-}
 
 
 def tokens_left(config: Any, per_layer: int) -> tuple[int, float]:
@@ -75,10 +70,8 @@ def accuracies(model: Any, processor: Any, numbers: Sequence[int]) -> dict[str, 
     builder = MovingShapes()
     builder.download_and_prepare()
     found: dict[str, dict[str, list[float]]] = {}
-    for split in SPLITS:
-        rows, names = builder.as_dataset(split), builder.class_names(split)
-        labels = {rows.features["label"].str2int(name): index for index, name in enumerate(names)}
-        clips = VideoClips(rows, processor.video_processor, processor.num_frames, "uniform", labels=labels)
+    for split in SPLIT_TITLES:
+        clips, names = clips_of_split(builder, split, processor.video_processor, processor.num_frames)
         batches = list(DataLoader(clips, batch_size=64, collate_fn=collate_clips))
         classes, truth = encode_classes(model, processor, names), torch.cat([each["labels"] for each in batches])
         found[split] = {"off": [], "on": []}
@@ -105,10 +98,10 @@ def speed_table(rows: Sequence[dict[str, float]]) -> str:
 
 def accuracy_table(rows: Sequence[dict[str, float]], found: dict[str, dict[str, list[float]]]) -> str:
     head = ["merged per layer", "tokens, mean of the layers", "speed of the demo's tower"]
-    head += [f"{title}, top-1 % (with modulation)" for title in SPLITS.values()]
+    head += [f"{title}, top-1 % (with modulation)" for title in SPLIT_TITLES.values()]
     body = []
     for index, row in enumerate(rows):
-        shown = [f"{100 * found[s]['off'][index]:.1f} ({100 * found[s]['on'][index]:.1f})" for s in SPLITS]
+        shown = [f"{100 * found[s]['off'][index]:.1f} ({100 * found[s]['on'][index]:.1f})" for s in SPLIT_TITLES]
         body.append([f"{row['merged']}", f"{100 * row['share']:.0f} %", f"{row['speed']:.2f} ×", *shown])
     return table(head, body)
 
@@ -124,7 +117,7 @@ def picture(
     left.set(title="ViT-B/16's image tower, 197 tokens", xlabel="pairs merged per layer", ylabel="speed, ×")
     left.set(ylim=(0, None), xlim=(0, None))
     left.legend()
-    for split, title in SPLITS.items():
+    for split, title in SPLIT_TITLES.items():
         right.plot([row["merged"] for row in small], [100 * x for x in found[split]["off"]], marker="o", label=title)
     right.set(title="the demo, 17 tokens, modulation off", xlabel="pairs merged per layer", ylabel="top-1, %")
     right.set(ylim=(0, 102), xlim=(0, None))

@@ -33,6 +33,7 @@ from benchmark import (
     pixels_of,
     sequential,
     timed,
+    uniform_frames,
     write_clip,
     write_made_up_shards,
 )
@@ -46,7 +47,6 @@ from modeling_mote.processing import (
     MoTEVideoProcessor,
     ZeroShotVideoClassificationPipeline,
     decode_video,
-    sample_indices,
 )
 from modeling_mote.processing.files import write_whole
 from modeling_mote.processing.reading import PixelReader, read_in_processes
@@ -179,13 +179,9 @@ def expert_training(bench: Bench, count: int) -> tuple[Call, None]:
     return step, None
 
 
-def evenly(count: int, metadata: Any) -> np.ndarray:
-    return sample_indices(metadata.total_num_frames, count)
-
-
 def video_length(bench: Bench, seconds: int) -> tuple[Call, Call]:
     path = bench.clip(25 * seconds)
-    return partial(decode_video, path, partial(evenly, 8)), partial(sequential, path, convert=False)
+    return partial(decode_video, path, uniform_frames), partial(sequential, path, convert=False)
 
 
 def windows(bench: Bench, seconds: int) -> tuple[Call, Call]:

@@ -24,7 +24,7 @@ from worlds import COLUMNS, SPLITS, UNSEEN, World
 
 from modeling_mote.processing.files import write_whole
 
-# What a run is made of (`paired.about`), and its rows (`paired.run_unit`).
+# What a run is made of (`paired.about`), and its rows (`paired.run_units`).
 Kept = tuple[dict[str, Any], list[dict[str, Any]]]
 SPLIT_OF = dict(zip(("trained", *UNSEEN), SPLITS[1:], strict=True))
 RESAMPLES = 2000

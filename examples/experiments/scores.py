@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
+from worlds import clips_of_split
 
 from modeling_mote.calibrate import fit_to_clips
 from modeling_mote.loading import load_checkpoint
@@ -24,7 +25,7 @@ from modeling_mote.processing import encode_classes
 from modeling_mote.processing.builders import MovingShapes
 from modeling_mote.processing.builders.moving_shapes import MOTIONS, OBJECTS, class_name
 from modeling_mote.processing.calibration import Calibration
-from modeling_mote.processing.clips import VideoClips, collate_clips
+from modeling_mote.processing.clips import collate_clips
 from modeling_mote.processing.metrics.confidence import (
     auroc,
     expected_calibration_error,
@@ -84,9 +85,7 @@ class Encoder:
         """The clips of a split, of another world if one is given."""
         builder = MovingShapes(**world)
         builder.download_and_prepare()
-        rows, names = builder.as_dataset(split), builder.class_names(split)
-        labels = {rows.features["label"].str2int(name): index for index, name in enumerate(names)}
-        clips = VideoClips(rows, self.processor.video_processor, self.processor.num_frames, "uniform", labels=labels)
+        clips, names = clips_of_split(builder, split, self.processor.video_processor, self.processor.num_frames)
         frames, truth = [], []
         for batch in DataLoader(clips, batch_size=64, collate_fn=collate_clips):
             frames.append(self.model.get_frame_features(clips.inputs(batch)["pixel_values_videos"]).pooler_output)

@@ -28,7 +28,13 @@ from modeling_mote.processing.tensor_files import load_tensors, save_tensors
 ROOT = Path(__file__).resolve().parents[2]
 CLIP = ROOT / "examples" / "moving_shapes_clip"
 NUM_FRAMES = 8
-SPLITS = ("train", "test", "test_compositions", "test_objects", "test_motions")
+SPLIT_TITLES = {  # of the splits that are scored
+    "test": "trained classes",
+    "test_compositions": "unseen pairs",
+    "test_objects": "unseen objects",
+    "test_motions": "unseen motions",
+}
+SPLITS = ("train", *SPLIT_TITLES)
 UNSEEN = ("compositions", "objects", "motions")  # columns of the last three, each with its own classes' names
 NAMES = ("names_objects", "names_motions")  # with the names of all objects, without a motion
 COLUMNS = {
@@ -90,6 +96,18 @@ def load_clip(kind: type[MoTEForVideoClassification] = MoTEForVideoClassificatio
     return kind.from_pretrained(CLIP, num_frames=NUM_FRAMES, dtype=torch.float32, **config)
 
 
+def clips_of_split(
+    builder: MovingShapes, split: str, video_processor: MoTEVideoProcessor, num_frames: int, first: int | None = None
+) -> tuple[VideoClips, list[str]]:
+    """A split's clips, of each class the first few if asked, and the names of its classes, which labels count."""
+    rows, names = builder.as_dataset(split), builder.class_names(split)
+    if first is not None:
+        videos = len(rows) // len(names)
+        rows = rows.select([index for index in range(len(rows)) if index % videos < first])
+    labels = {rows.features["label"].str2int(name): index for index, name in enumerate(names)}
+    return VideoClips(rows, video_processor, num_frames, "uniform", labels=labels), names
+
+
 def read_clips(builder: MovingShapes, split: str, first: int | None = None) -> Iterator[dict[str, Any]]:
     """Batches of a split's pixels and class indices, of the first few clips of each class if asked."""
     pixels = CLIPImageProcessor.from_pretrained(CLIP)
@@ -99,12 +117,7 @@ def read_clips(builder: MovingShapes, split: str, first: int | None = None) -> I
         image_mean=pixels.image_mean,
         image_std=pixels.image_std,
     )
-    rows, names = builder.as_dataset(split), builder.class_names(split)
-    if first is not None:
-        videos = len(rows) // len(names)
-        rows = rows.select([index for index in range(len(rows)) if index % videos < first])
-    labels = {rows.features["label"].str2int(name): k for k, name in enumerate(names)}
-    clips = VideoClips(rows, video_processor, NUM_FRAMES, "uniform", labels=labels)
+    clips, _ = clips_of_split(builder, split, video_processor, NUM_FRAMES, first)
     for batch in DataLoader(clips, batch_size=64, collate_fn=collate_clips):
         if batch["errors"]:
             raise ValueError(f"A clip of {builder.cache_dir} can't be read: {batch['errors'][0][-1]}")
