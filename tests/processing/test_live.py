@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import huggingface_hub
 import numpy as np
@@ -302,14 +303,37 @@ def test_each_segment_has_the_answers_of_its_own_pictures(classify, tmp_path):
             assert found == pytest.approx(window["scores"], abs=1e-5)
 
 
-def test_damaged_packets_are_counted_and_the_stream_goes_on(classify):
+def with_garbage(data: bytes, numbers: Iterable[int]) -> bytes:
+    """A stream of Matroska in which the packets of these numbers hold nothing that can be decoded."""
+    copy = io.BytesIO()
+    with av.open(io.BytesIO(data)) as given, av.open(copy, "w", format="matroska") as output:
+        video = given.streams.video[0]
+        stream = output.add_stream_from_template(video)
+        for number, whole in enumerate(packet for packet in given.demux(video) if packet.size):
+            packet = av.Packet(b"\xff" * whole.size) if number in numbers else whole
+            packet.pts, packet.dts, packet.time_base = whole.pts, whole.dts, whole.time_base
+            packet.is_keyframe, packet.stream = whole.is_keyframe, stream
+            output.mux(packet)
+    return copy.getvalue()
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_damaged_packets_are_counted_and_the_stream_goes_on(classify, codec):
+    data = content(film(3.2), codec=codec, gop=15, container="matroska")
+    damaged = (20, 45, 46, 47, 48)  # a key picture of a group of 15 among them
+    with classify_stream(
+        classify, io.BytesIO(with_garbage(data, damaged)), LABELS, window=1.0, stride=0.5, max_delay=60.0
+    ) as answers:
+        last = list(answers)[-1]
+    assert answers.counts.damaged_packets == len(damaged)
+    assert last["end"] > 2.8 and last["segment"] == 0 and answers.counts.frames == 96 - len(damaged)
+
+
+def test_a_stream_with_flipped_bytes_goes_on(classify):
     data = bytearray(content(film(3.2), codec="libx264", gop=15))
     for place in range(len(data) // 3, len(data) // 2, 400):
         data[place] ^= 0xFF
-    events: list[Any] = []
-    with classify_stream(
-        classify, io.BytesIO(bytes(data)), LABELS, window=1.0, stride=0.5, on_event=events.append
-    ) as answers:
+    with classify_stream(classify, io.BytesIO(bytes(data)), LABELS, window=1.0, stride=0.5) as answers:
         last = list(answers)[-1]
     assert last["end"] > 2.8 and answers.counts.frames > 40
 
@@ -464,36 +488,82 @@ def test_a_password_is_not_said(classify):
     assert LiveSource("rtsp://somebody:se@cret@camera/1?a=b").name == "rtsp://camera/1?a=b"
 
 
-@pytest.mark.parametrize("kind", ["rtsp", "rtsps", "device"])
-def test_what_ffmpeg_opens_by_name_reads_no_file_and_no_other_address(tmp_path, write_video, kind):
-    video = write_video(tmp_path / "clip.ts", codec="mpeg4")
-    playlist = tmp_path / "list.m3u8"
-    playlist.write_text(f"#EXTM3U\n#EXTINF:1,\n{video}\n#EXT-X-ENDLIST\n")
-    with http_server(lambda: [video.read_bytes()]) as url:
-        for place in (video, f"file:{video}", playlist, f"concat:{video}", url):
-            with pytest.raises(VideoDecodeError), open_live("it", NamedInput(kind, str(place), 5.0)):
-                pass
+@contextlib.contextmanager
+def noting_listener() -> Iterator[tuple[str, list[bytes]]]:
+    """An address of this machine, and what each connection to it said first; none gets an answer."""
+    listener, heard = socket.create_server(("127.0.0.1", 0)), []
 
-
-def test_an_rtsp_server_leads_to_no_file(classify, tmp_path, write_video):
-    video = write_video(tmp_path / "clip.ts", codec="mpeg4")
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def redirect(target: str) -> None:
+    def listen() -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = listener.accept()
                 with client:
-                    request = client.recv(4096).decode()
-                    sequence = re.search(r"CSeq: (\d+)", request)
-                    number = sequence[1] if sequence else "1"
-                    client.sendall(f"RTSP/1.0 302 Found\r\nCSeq: {number}\r\nLocation: {target}\r\n\r\n".encode())
+                    client.settimeout(5.0)
+                    heard.append(b"")
+                    with contextlib.suppress(OSError):
+                        heard[-1] = client.recv(4096)
 
-    for target in (f"file://{video}", str(video)):
-        threading.Thread(target=redirect, args=(target,), daemon=True).start()
-        with pytest.raises(VideoDecodeError, match="cannot be opened as a video"):
-            ask(classify, f"rtsp://127.0.0.1:{listener.getsockname()[1]}/1", timeout=5.0)
-    listener.close()
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}", heard
+    finally:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()  # what waited to be accepted has been noted
+
+
+@pytest.mark.parametrize(
+    ("kind", "demuxer", "protocols"),
+    [("rtsp", "rtsp", "tcp"), ("rtsps", "rtsp", "tcp,tls"), ("device", "v4l2", "none")],
+)
+def test_what_ffmpeg_opens_by_name_reads_no_file_and_no_other_address(
+    tmp_path, write_video, monkeypatch, kind, demuxer, protocols
+):
+    video = write_video(tmp_path / "clip.ts", codec="mpeg4")
+    playlist = tmp_path / "list.m3u8"
+    playlist.write_text(f"#EXTM3U\n#EXTINF:1,\n{video}\n#EXT-X-ENDLIST\n")
+    opened, real = [], av.open
+
+    def noting_open(*args: Any, **options: Any) -> Any:
+        opened.append((args[0], options))
+        return real(*args, **options)
+
+    monkeypatch.setattr(av, "open", noting_open)
+    with noting_listener() as (address, heard):
+        places = [str(video), f"file:{video}", str(playlist), f"concat:{video}", f"http://{address}/live"]
+        for place in places:
+            with pytest.raises(VideoDecodeError), open_live("it", NamedInput(kind, place, 5.0)):
+                pass
+    assert [place for place, _ in opened] == places and heard == []
+    for _, options in opened:
+        given = options["container_options"]
+        assert options["format"] == given["format_whitelist"] == demuxer and given["protocol_whitelist"] == protocols
+
+
+def test_an_rtsp_server_leads_to_no_file(classify, tmp_path, write_video):
+    """Nor to any other address."""
+    video = write_video(tmp_path / "clip.ts", codec="mpeg4")
+    listener, served = socket.create_server(("127.0.0.1", 0)), []
+
+    def redirect(targets: list[str]) -> None:
+        for target in targets:
+            client, _ = listener.accept()
+            with client:
+                request = client.recv(4096).decode()
+                number = re.search(r"CSeq: (\d+)", request)[1]
+                served.append(target)
+                client.sendall(f"RTSP/1.0 302 Found\r\nCSeq: {number}\r\nLocation: {target}\r\n\r\n".encode())
+
+    with listener, noting_listener() as (address, heard):
+        targets = [f"file://{video}", str(video), f"http://{address}/live", f"rtsp://{address}/live"]
+        threading.Thread(target=redirect, args=(targets,), daemon=True).start()
+        for target in targets:
+            with pytest.raises(VideoDecodeError, match="cannot be opened as a video"):
+                ask(classify, f"rtsp://127.0.0.1:{listener.getsockname()[1]}/1", timeout=5.0)
+            assert served[-1] == target
+    assert served == targets and heard == []
 
 
 # --- for long -------------------------------------------------------------------------------------------------------
