@@ -44,7 +44,7 @@ def test_features_are_those_of_encoding_each(classifier, videos, encoded):
     assert torch.equal(found.pooler_output[0, 0], found.pooler_output[0, 0, :1].expand(8, -1))
 
 
-def test_states_gradients_and_graphs_have_every_frame(classifier, videos, encoded):
+def test_states_and_gradients_have_every_frame(classifier, videos, encoded):
     still = videos[:, :1].expand_as(videos)
     classifier.get_frame_features(still)  # with gradients
     with torch.no_grad():
@@ -52,3 +52,25 @@ def test_states_gradients_and_graphs_have_every_frame(classifier, videos, encode
         assert encoded == [16, 16] and states[0].shape[0] == 16
         classifier.get_frame_features(still)
         assert encoded[2:] == [2]
+
+
+class FrameFeatures(torch.nn.Module):
+    """What is exported of a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels):
+        return self.model.get_frame_features(pixels).pooler_output
+
+
+@torch.no_grad()
+def test_a_graph_has_every_frame(classifier, videos):
+    """Exported of frames that are equal, it is right for others, and more of them."""
+    still = videos[:, :1].expand_as(videos)
+    batch = ({0: torch.export.Dim("batch")},)
+    graph = torch.export.export(FrameFeatures(classifier), (still,), dynamic_shapes=batch).module()
+    for pixels in (videos, torch.cat([videos, videos.flip(-1)])[:3], still):
+        right = classifier.get_frame_features(pixels).pooler_output
+        torch.testing.assert_close(graph(pixels), right, atol=1e-5, rtol=1e-5)
