@@ -794,7 +794,7 @@ def test_many_requests_of_which_one_percent_are_bad(shapes_model, videos, tmp_pa
 
     `MOTE_REQUESTS=10000 pytest -m slow -s tests/commands/test_app.py -k one_percent` prints the memory.
     """
-    count = int(os.environ.get("MOTE_REQUESTS", 300))
+    count = int(os.environ.get("MOTE_REQUESTS", 500))
     content, corrupt = (Path(videos[name]).read_bytes() for name in ("red.mp4", "corrupt.mp4"))
     whole, late = form_of(content), 15.0
     requests = {  # what is sent, and the status of its answer
@@ -835,6 +835,7 @@ def test_many_requests_of_which_one_percent_are_bad(shapes_model, videos, tmp_pa
         print(dict(Counter(answered)))
     finally:
         output = server.stop()
+    assert {kind for kind, _ in answered} == set(requests), "fewer than 500 requests do not have one of each kind"
     assert all(status == requests[kind][1] for kind, status in answered), Counter(answered)
     assert waiting == 0 and not files_in(tmp_path) and "Traceback" not in output, output
     assert memory[10] - memory[1] < 60
