@@ -82,7 +82,8 @@ def main() -> None:
     models = {"of --model": load_pipeline(options.model, "cpu"), "ViT-B/16's sizes": large_model()}
     print(f"{os.cpu_count()} cores, torch {torch.__version__} on {torch.get_num_threads()} threads")
     print(
-        "| model | pictures | times as fast as it plays | windows per second | windows | windows left out | frames left out |"
+        "| model | pictures | times as fast as it plays | windows per second | windows "
+        "| windows left out | frames left out |"
     )
     print("|---|---|---|---|---|---|---|")
     for size in options.sizes:

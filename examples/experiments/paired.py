@@ -88,8 +88,8 @@ CLAIMS = (
     Claim("mote", "no_merging", "the merging loss helps"),
     Claim("mote", "no_merging", "the merging loss helps on trained classes", "trained"),
 )
-# Fixed before the penalty and the centred frames were trained on these clips (the penalty's weight was chosen on others);
-# the claims of MoTE with the penalty before its scores here were seen, and after those of centred frames.
+# Fixed before the penalty and the centred frames were trained on these clips (the penalty's weight was chosen on
+# others); the claims of MoTE with the penalty before its scores here were seen, and after those of centred frames.
 CANDIDATE_CLAIMS = tuple(
     Claim(candidate, other, f"{says} is above {named}{where}", column)
     for candidate, says in (

@@ -5,7 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +61,21 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def list_files(folder: Path) -> list[str]:
+    """The videos, in the order of their classes."""
+    return [
+        str(path)
+        for name in sorted(CLASSES)
+        for path in sorted((folder / "my_videos" / name.replace(" ", "_")).iterdir())
+    ]
+
+
+def choose_frames(file: str) -> list[np.ndarray]:
+    """Eight frames, from the first to the last."""
+    frames = decode_video(file)[0]
+    return list(frames[np.linspace(0, len(frames) - 1, 8).round().astype(int)])
+
+
 def count_right(videos: torch.Tensor, texts: torch.Tensor) -> float:
     """Top-1 in percent of features of the clips, in the order of their classes."""
     scores = torch.nn.functional.cosine_similarity(videos[:, None], texts[None], dim=-1)
@@ -73,11 +90,7 @@ def test_mteb_scores_a_mote_and_a_clip_as_this_package_does(folder):
         name: float(top1)
         for name, top1 in re.findall(r"^(\S+): top-1 ([\d.]+) % of 20 videos, 4 classes$", said, re.M)
     }
-    files = [
-        str(path)
-        for name in sorted(CLASSES)
-        for path in sorted((folder / "my_videos" / name.replace(" ", "_")).iterdir())
-    ]
+    files = list_files(folder)
     texts = [f"a video of {name}." for name in sorted(CLASSES)]
     model = AutoModel.from_pretrained(folder / "runs" / "moving_shapes" / "model").eval()
     processor = AutoProcessor.from_pretrained(folder / "runs" / "moving_shapes" / "model")
@@ -85,10 +98,9 @@ def test_mteb_scores_a_mote_and_a_clip_as_this_package_does(folder):
     expected = {"runs/moving_shapes/model": count_right(videos, text_features(model, processor, texts))}
     clip = AutoModel.from_pretrained(ROOT / "examples" / "moving_shapes_clip").eval()
     pictures = AutoProcessor.from_pretrained(ROOT / "examples" / "moving_shapes_clip")
-    frames = [decode_video(file)[0] for file in files]
-    chosen = [list(each[np.linspace(0, len(each) - 1, 8).round().astype(int)]) for each in frames]
     means = [
-        clip.get_image_features(**pictures(images=each, return_tensors="pt")).pooler_output.mean(0) for each in chosen
+        clip.get_image_features(**pictures(images=choose_frames(file), return_tensors="pt")).pooler_output.mean(0)
+        for file in files
     ]
     expected["examples/moving_shapes_clip"] = count_right(torch.stack(means), text_features(clip, pictures, texts))
     assert found == pytest.approx(expected, abs=0.006)
@@ -107,6 +119,17 @@ def test_the_snippet(folder):
     assert re.search(r"tensor\(\[\[ *-?0\.\d+, *-?0\.\d+\]\]\)", run([sys.executable, "-c", snippet], folder))
 
 
+def keeping(kept: dict[str, Any], name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that leaves what it returns in `kept`."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        kept[name] = method(*args, **options)
+        return kept[name]
+
+    return call
+
+
+@torch.no_grad()
 def test_x_clip_runs_on_the_same_task(folder, monkeypatch, tmp_path):
     """MTEB's own wrapper, of a small X-CLIP of random weights."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
@@ -126,17 +149,30 @@ def test_x_clip_runs_on_the_same_task(folder, monkeypatch, tmp_path):
         prompt_layers=1,
         prompt_num_attention_heads=2,
     )
-    XCLIPModel(config).save_pretrained(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        XCLIPModel(config).save_pretrained(tmp_path)
     pictures = VideoMAEImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )  # X-CLIP's own
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples" / "moving_shapes_clip")
     XCLIPProcessor(pictures, tokenizer).save_pretrained(tmp_path)
-    model = Wrapper(str(tmp_path), revision=None, device="cpu")
+    model, kept = Wrapper(str(tmp_path), revision=None, device="cpu"), {}
+    for name in ("get_text_embeddings", "get_video_embeddings"):
+        monkeypatch.setattr(model, name, keeping(kept, name, getattr(model, name)))
     model.mteb_model_meta = ModelMeta.create_empty({"name": "local/x-clip", "modalities": ["video", "text"]})
     task = mteb_videos.VideoFolder(str(folder / "my_videos"))
     result = mteb.evaluate(model, task, cache=None, encode_kwargs={"batch_size": 4}, show_progress_bar=False)
-    assert 0 <= result.task_results[0].scores["test"][0]["accuracy"] <= 1
+    assert task.count == 20 and task.labels == [f"a video of {name}." for name in sorted(CLASSES)]
+    own = XCLIPModel.from_pretrained(tmp_path).eval()
+    files = list_files(folder)
+    pixels = [pictures(choose_frames(file), return_tensors="pt")["pixel_values"] for file in files]  # [1, 8, 3, h, w]
+    videos = own.get_video_features(torch.cat(pixels)).pooler_output
+    texts = own.get_text_features(**tokenizer(task.labels, padding=True, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(kept["get_video_embeddings"], videos, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(kept["get_text_embeddings"], texts, atol=1e-5, rtol=1e-4)
+    accuracy = result.task_results[0].scores["test"][0]["accuracy"]
+    assert 100 * accuracy == pytest.approx(count_right(videos, texts), abs=1e-3)
 
 
 SIZES = {  # width, layers and patch of the image tower, width of the text tower
