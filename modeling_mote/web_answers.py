@@ -1,7 +1,8 @@
 """What the web app answers, to its page and over HTTP alike: a video and labels in, scores out, within limits.
 
-Nothing that a visitor sends is decoded in this process: a reading process opens the file or fetches the URL, and is
-ended if it takes too long. It connects to public addresses alone, whatever a URL, its name server or a redirect says.
+No file that a visitor sends is decoded in this process (pictures of a webcam are, see `web_camera`): a reading process
+opens the file or fetches the URL, and is ended if it takes too long. It connects to public addresses alone, whatever a
+URL, its name server or a redirect says.
 """
 
 import math
@@ -234,7 +235,7 @@ class Answers:
             RefusedError: If it can't be read, or is more than the limits allow; an `OutOfTimeError` if it takes too
                 long, after the part that was done in time.
         """
-        scorer = self._scorer(candidates, examples)
+        scorer = self.scorer(candidates, examples)
         encoder = WindowEncoder(self.classify.model, self.video_processor, self.num_frames)
         answer: Answer | None = None
         video = str(video)  # no subclass of a web library, which a reading process would load
@@ -306,7 +307,7 @@ class Answers:
         pixels = torch.from_numpy(frames)[None].to(self.classify.device)
         return self.video_processor.normalize_pixels(pixels).to(self.classify.dtype)
 
-    def _scorer(
+    def scorer(
         self, candidates: Mapping[str, Sequence[str]], examples: Mapping[str, Sequence[str]] | None
     ) -> Callable[[dict[str, torch.Tensor]], list[list[dict[str, Any]]]]:
         """What gives the rows of each video or window, as the pipeline ranks them.

@@ -10,6 +10,7 @@ import html
 import io
 import shutil
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,11 +31,13 @@ from .processing.sources import find_videos
 from .processing.timeline import plot_timeline
 from .processing.video_source import HTTP
 from .web_answers import VIEW, Answer, Answers, OutOfTimeError, match_examples
+from .web_camera import CameraWindows, read_picture
 from .web_http import describe_limits
 
 SHOWN = 20  # labels as bars; the others are in a list that can be searched
 SHOWN_SEGMENTS = 100
 MOST_EXAMPLES, EXAMPLE_LABELS = 6, 8
+PICTURE_SECONDS, CAMERA_SECONDS = 0.1, 600  # from one picture of a webcam to the next; until it has to start again
 
 CSS = """
 #result { min-height: 12rem; padding: .75rem; border: 1px solid var(--border-color-primary); border-radius: 8px }
@@ -282,6 +285,18 @@ class Page:
         candidates = read_candidates(text, self.limits)
         yield from self.answers(video, candidates, examples=match_examples(examples or (), candidates))
 
+    def watch(self, payload: Any, text: str | None, camera: CameraWindows | None) -> tuple[Any, CameraWindows | None]:
+        """The panel, if a window of the webcam is complete with a picture, and what is kept until the next one."""
+        try:
+            picture, candidates = read_picture(payload), read_candidates(text, self.limits)
+            if picture is None:
+                return gr.skip(), camera
+            camera = camera or CameraWindows(self.answers)
+            answer = camera.add(picture, time.monotonic(), candidates)
+        except (ValueError, OSError) as error:
+            return show_problem(" ".join(str(error).split())), None
+        return (gr.skip() if answer is None else show(answer)), camera
+
     def why(
         self, video: str | None, text: str | None, label: str | None, examples: list[str] | None
     ) -> tuple[Any, str]:
@@ -335,7 +350,9 @@ class Page:
 
 
 def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), keep_seconds: int = 3600) -> gr.Blocks:
-    """The page. It keeps nothing between calls: results depend on a visitor's own video and labels alone.
+    """The page. Results depend on a visitor's own video and labels alone.
+
+    It keeps nothing between calls but the last window of a webcam that runs.
 
     Args:
         answers: What answers.
@@ -367,12 +384,15 @@ def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), k
         )
         with gr.Row():
             with gr.Column():
-                video = tidy(
-                    gr.File(
-                        label="Video", file_types=["video", ".mkv", ".avi", ".ts", ".y4m"], height=140, elem_id="video"
-                    )
-                )
-                player = gr.HTML(elem_id="preview")
+                with gr.Tab("Video"):
+                    types = ["video", ".mkv", ".avi", ".ts", ".y4m"]
+                    video = tidy(gr.File(label="Video", file_types=types, height=140, elem_id="video"))
+                    player = gr.HTML(elem_id="preview")
+                with gr.Tab("Webcam"):
+                    gr.Markdown(f"Scored every {answers.stride:g} s, over the last {answers.window:g} s.")
+                    camera = gr.Image(sources=["webcam"], streaming=True, show_label=False, elem_id="camera")
+                    camera.preprocess = lambda payload: payload  # type: ignore[method-assign]  # see `Page.watch`
+                    kept = gr.State(None, time_to_live=keep_seconds)
                 text = gr.Textbox(
                     label="Labels, separated by commas or new lines",
                     info="A line “name: description” says what a label looks like.",
@@ -410,6 +430,16 @@ def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), k
             interactive=False,
             buttons=[],
             elem_id="frames",
+        )
+        camera.stream(
+            page.watch,
+            [camera, text, kept],
+            [result, kept],
+            show_progress="hidden",
+            stream_every=PICTURE_SECONDS,
+            time_limit=CAMERA_SECONDS,
+            concurrency_limit=answers.concurrency,
+            api_visibility="private",
         )
         video.change(preview, video, player, show_progress="hidden", api_visibility="private")
         button.click(None, js=SCROLL)

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread, Timer
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -48,13 +49,15 @@ from modeling_mote.web_answers import (
 
 pytest.importorskip("gradio", reason="Gradio is absent: pip install 'mote-transformers[app]'")
 
-from modeling_mote import web_app  # noqa: E402
+from modeling_mote import web_app, web_camera  # noqa: E402
+from modeling_mote.web_camera import CameraWindows  # noqa: E402
 from modeling_mote.web_http import http_routes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["red bar growing", "blue star spinning", "green moon blinking"]
 CHROMIUM = Path("/usr/bin/chromium")
 # Chromium itself asks for nothing from the internet with these.
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
 
 
@@ -582,6 +585,46 @@ def test_as_a_space(shapes_model, videos, tmp_path):
     assert (space / "modeling_mote" / "__pycache__").is_dir()  # the code that ran was the Space's own
 
 
+def test_windows_of_a_camera_score_as_their_frames_do(answers, classify):
+    candidates = dict.fromkeys(LABELS, ())
+    pictures = render_clip("red", "bar", "growing", np.random.default_rng(0), num_frames=40)
+    camera, found = CameraWindows(answers), []
+    for number, picture in enumerate(pictures):
+        if (answer := camera.add(picture, 100 + number / 10, candidates)) is not None:
+            found.append((number, answer))
+    assert [number for number, _ in found] == [25, 30, 35]  # windows of 2.5 s every 0.5 s
+    for number, answer in found:
+        wanted = classify(pictures[number - 25 : number], candidate_labels=LABELS)
+        assert rows_of(answer) == pytest.approx({row["label"]: row["score"] for row in wanted}, abs=1e-5)
+    other = np.zeros((40, 30, 3), np.uint8)  # a camera that turns: nothing of the other size is left
+    assert camera.add(other, 200.0, candidates) is None and len(camera.cutter.held) == 1
+    for number in range(1000):
+        camera.add(other, 200.001 + number / 1e6, candidates)
+    assert len(camera.cutter.held) == web_camera.MAX_HELD
+
+
+def test_what_is_no_picture_of_a_camera_is_refused():
+    def given(kind: str, size: tuple[int, int] = (64, 48), **more: Any) -> Any:
+        file = io.BytesIO()
+        Image.new("RGB", size, (200, 0, 0)).save(file, kind, **more)
+        url = f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+        return SimpleNamespace(url=url, path=None)
+
+    assert web_camera.read_picture(None) is None
+    for kind in ("JPEG", "PNG", "WEBP"):
+        assert web_camera.read_picture(given(kind)).shape == (48, 64, 3)
+    for bad in (
+        given("GIF"),
+        given("TIFF"),
+        SimpleNamespace(url="data:,x", path=None),
+        SimpleNamespace(url="", path=None),
+    ):
+        with pytest.raises(RefusedError, match="is no picture"):
+            web_camera.read_picture(bad)
+    with pytest.raises(RefusedError, match="4000 × 3000 pixels"):
+        web_camera.read_picture(given("PNG", (4000, 3000)))
+
+
 @pytest.fixture(scope="module")
 def server(shapes_model, tmp_path_factory) -> Iterator[Server]:
     options = ["--model", str(shapes_model), "--window", "2.5", "--stride", "0.5", "--max_seconds", "10", "--mcp"]
@@ -599,7 +642,7 @@ def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=CHROMIUM,
-            args=["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in QUIET)],
+            args=["--no-sandbox", "--no-first-run", *CAMERA, *(f"--disable-{name}" for name in QUIET)],
         )
         yield browser
         browser.close()
@@ -710,6 +753,23 @@ def test_a_long_video_an_unplayable_one_and_many_labels(visit, videos, tmp_path,
     assert page.locator("#result details tr:visible").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not page.get_by_test_id("toast-body").count()
+
+
+@pytest.mark.slow
+def test_webcam_in_a_browser(visit):
+    visitor = visit(permissions=["camera"])
+    page = visitor.page
+    page.get_by_label("Labels, separated").fill("red bar growing, green moon blinking")
+    page.get_by_role("tab", name="Webcam").click()
+    page.locator("#camera").get_by_role("button").first.click()  # asks for the camera
+    page.locator("#camera video").wait_for()
+    page.locator("#camera").get_by_text("Record").click()
+    page.locator("#result table.scores tr").nth(1).wait_for()
+    labels = page.locator("#result table.scores td:first-child").all_inner_texts()
+    assert set(labels) == {"red bar growing", "green moon blinking"}
+    page.get_by_label("Labels, separated").fill("cyan moon, blue star")  # goes on with others
+    page.locator("#result").get_by_text("cyan moon").first.wait_for()
+    assert not visitor.elsewhere and not visitor.failed
 
 
 @pytest.mark.slow
