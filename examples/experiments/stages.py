@@ -43,7 +43,10 @@ KINDS = {
     "residual adds": r"aten::add_?",
     "patch embedding": r"aten::(_?convolution|mkldnn_convolution|_?slow_conv2d.*|thnn_conv2d)",
 }
-COLORS = ("#999999", "#56b4e9", "#0072b2", "#d55e00", "#e69f00", "#f0e442", "#cc79a7", "#b07aa1", "#8c564b", "#ddb8a0")
+COLORS = (  # one per stage
+    *("#999999", "#56b4e9", "#0072b2", "#d55e00", "#e69f00", "#f0e442"),
+    *("#cc79a7", "#b07aa1", "#8c564b", "#ddb8a0", "#222222", "#009e73"),
+)
 
 
 def seconds(call: Callable[[], Any], rounds: int) -> float:
@@ -119,12 +122,12 @@ def draw(found: dict[str, dict[str, float]], path: Path) -> None:
         left = 0.0
         for number, name in enumerate(names):
             width = stages[name]
-            axis.barh(place, width, left=left, color=COLORS[number % len(COLORS)], edgecolor="white")
+            axis.barh(place, width, left=left, color=COLORS[number], edgecolor="white")
             left += width
         axis.text(left, place, f" {left:,.0f} ms", va="center")
     axis.set_yticks(range(len(found)), list(found))
     axis.invert_yaxis()
-    axis.margins(x=0.08)
+    axis.margins(x=0.12)
     axis.set(xlabel="processor time, ms", title="Where the time of a video goes")
     handles = [figure_patch(number, name) for number, name in enumerate(names)]
     axis.legend(handles=handles, ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
@@ -134,7 +137,7 @@ def draw(found: dict[str, dict[str, float]], path: Path) -> None:
 def figure_patch(number: int, name: str) -> Any:
     from matplotlib.patches import Patch
 
-    return Patch(color=COLORS[number % len(COLORS)], label=name)
+    return Patch(color=COLORS[number], label=name)
 
 
 def main() -> None:

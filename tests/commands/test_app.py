@@ -761,9 +761,8 @@ def test_webcam_in_a_browser(visit):
     page = visitor.page
     page.get_by_label("Labels, separated").fill("red bar growing, green moon blinking")
     page.get_by_role("tab", name="Webcam").click()
-    page.locator("#camera").get_by_role("button").first.click()  # asks for the camera
-    page.locator("#camera video").wait_for()
-    page.locator("#camera").get_by_text("Record").click()
+    page.locator("#camera").get_by_text("Click to Access Webcam").click()
+    page.locator("#camera .capture-button").click()
     page.locator("#result table.scores tr").nth(1).wait_for()
     labels = page.locator("#result table.scores td:first-child").all_inner_texts()
     assert set(labels) == {"red bar growing", "green moon blinking"}

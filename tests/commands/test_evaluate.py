@@ -835,6 +835,7 @@ def test_a_class_may_be_called_anything():
         assert image.format == "PNG"
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_loses_nothing(start, options, tmp_path):
     """As users run it: a script beside the library of its name, with reading processes of their own."""
     output = tmp_path / "result"

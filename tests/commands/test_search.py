@@ -158,6 +158,7 @@ def test_only_what_changed_is_read(folder, shapes_model, tmp_path, call):
     assert "6 of 6 videos; 0 new or changed" in out
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_kill_and_after_ctrl_c(folder, shapes_model, tmp_path, call):
     index = tmp_path / "my.index"
     command = ("index", folder, "--model", shapes_model, "--index", index, "--num_workers", "0")

@@ -496,6 +496,7 @@ def kill_at(process: subprocess.Popen, ready, whole_session: bool = False) -> No
     process.communicate()
 
 
+@pytest.mark.slow
 def test_kill_at_a_random_step(run, start, options, read_log, tmp_path):
     """The same command again gives the log of a run that nobody killed."""
     changes = PIXELS | {"epochs": 12, "num_workers": 1, "save_every": 2, "ema": 0.8, "validation_split": "none"}

@@ -248,6 +248,7 @@ def shapes(word_tokenizer):
     return pipe, list(zip(clips(100, seed=2), (labels * 4)[:100], strict=True)), labels
 
 
+@pytest.mark.slow
 def test_deleting_what_is_relevant_lowers_the_score_faster(shapes):
     classify, clips, labels = shapes
     sys.path.insert(0, str(ROOT / "examples" / "experiments"))
