@@ -38,6 +38,7 @@ SHOWN = 20  # labels as bars; the others are in a list that can be searched
 SHOWN_SEGMENTS = 100
 MOST_EXAMPLES, EXAMPLE_LABELS = 6, 8
 PICTURE_SECONDS, CAMERA_SECONDS = 0.1, 600  # from one picture of a webcam to the next; until it has to start again
+CAMERA = {"width": {"ideal": 640}, "height": {"ideal": 480}}  # what the browser is asked for
 
 CSS = """
 #result { min-height: 12rem; padding: .75rem; border: 1px solid var(--border-color-primary); border-radius: 8px }
@@ -349,6 +350,11 @@ class Page:
         return self.classify(url, labels)
 
 
+def _as_sent(payload: Any) -> Any:
+    """A webcam's picture as the browser sent it: `Page.watch` opens it, within limits."""
+    return payload
+
+
 def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), keep_seconds: int = 3600) -> gr.Blocks:
     """The page. Results depend on a visitor's own video and labels alone.
 
@@ -390,8 +396,12 @@ def build(answers: Answers, model_name: str, examples: Sequence[Example] = (), k
                     player = gr.HTML(elem_id="preview")
                 with gr.Tab("Webcam"):
                     gr.Markdown(f"Scored every {answers.stride:g} s, over the last {answers.window:g} s.")
-                    camera = gr.Image(sources=["webcam"], streaming=True, show_label=False, elem_id="camera")
-                    camera.preprocess = lambda payload: payload  # type: ignore[method-assign]  # see `Page.watch`
+                    # Not mirrored: to the model, left and right are what they are in files.
+                    webcam = gr.WebcamOptions(mirror=False, constraints={"video": CAMERA})
+                    camera = gr.Image(
+                        sources=["webcam"], streaming=True, webcam_options=webcam, show_label=False, elem_id="camera"
+                    )
+                    camera.preprocess = _as_sent  # type: ignore[method-assign]
                     kept = gr.State(None, time_to_live=keep_seconds)
                 text = gr.Textbox(
                     label="Labels, separated by commas or new lines",

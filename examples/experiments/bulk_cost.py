@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
-from benchmark import word_tokenizer, write_clip
+from benchmark import as_if_trained, word_tokenizer, write_clip
 
 from modeling_mote import MoTEConfig, MoTEModel
 from modeling_mote.bulk import VideoScorer
@@ -91,10 +91,7 @@ class Work:
         folder = self.folder / ("small" if small else "vit-b-16")
         if not folder.exists():
             vision = {"patch_size": 32, **SMALL} if small else {"patch_size": 16}
-            model = MoTEModel(MoTEConfig(vision_config=vision, text_config=SMALL if small else {}))
-            with torch.no_grad():
-                for layer in model.temporal_model.layers:
-                    layer.layer_norm1.bias.fill_(0.01)  # as if it had been trained
+            model = as_if_trained(MoTEModel(MoTEConfig(vision_config=vision, text_config=SMALL if small else {})))
             model.save_pretrained(folder)
             MoTEProcessor(MoTEVideoProcessor(num_frames=8, short_video="loop"), word_tokenizer()).save_pretrained(
                 folder

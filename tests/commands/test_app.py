@@ -618,6 +618,7 @@ def test_what_is_no_picture_of_a_camera_is_refused():
         given("TIFF"),
         SimpleNamespace(url="data:,x", path=None),
         SimpleNamespace(url="", path=None),
+        SimpleNamespace(url=None, path=str(ROOT / "docs" / "pictures" / "growth.png")),
     ):
         with pytest.raises(RefusedError, match="is no picture"):
             web_camera.read_picture(bad)
