@@ -47,6 +47,7 @@ from modeling_mote.processing import (
     MoTEProcessor,
     MoTEVideoProcessor,
     ZeroShotVideoClassificationPipeline,
+    classify_windows,
     decode_video,
 )
 from modeling_mote.processing.files import write_whole
@@ -184,9 +185,13 @@ def video_length(bench: Bench, seconds: int) -> tuple[Call, Call]:
 
 
 def windows(bench: Bench, seconds: int) -> tuple[Call, Call]:
-    path = bench.clip(25 * seconds)
-    classify = bench.small_pipeline
-    return partial(classify, str(path), window=2.0, stride=1.0), partial(sequential, path, convert=False)
+    path, classify = bench.clip(25 * seconds), bench.small_pipeline
+
+    def score() -> None:
+        for _ in classify_windows(classify, str(path), None, window=2.0, stride=1.0):
+            pass
+
+    return score, partial(sequential, path, convert=False)
 
 
 def reading_processes(bench: Bench, count: int) -> tuple[Call, None]:
