@@ -618,9 +618,13 @@ class VideoIndex:
         return scores, rows
 
     def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
-        found = rows >= 0
-        spans = self.rows.take(pa.array(rows[found])).to_pylist()
-        return [Hit(**span, score=float(score)) for span, score in zip(spans, scores[found], strict=True)]
+        # Value by value: `take` would make one dictionary of all the paths first, 4 ms for a million.
+        columns = {name: self.rows[name] for name in self.rows.column_names}
+        return [
+            Hit(**{name: column[row].as_py() for name, column in columns.items()}, score=score)
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+            if row >= 0
+        ]
 
     def duplicates(self, least: float, show_progress: bool = False) -> list[list[Hit]]:
         """Groups of videos, or parts of them, that look nearly the same.
