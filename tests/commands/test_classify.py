@@ -573,6 +573,7 @@ def test_two_runs_do_not_share_an_output(call, model, folder, tmp_path):
     assert not (tmp_path / "x.csv").exists()
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_what_was_scored_is_there(model, tmp_path, write_video):
     videos = tmp_path / "videos"
     videos.mkdir()

@@ -84,6 +84,7 @@ def some_classes(model: MoTEForVideoClassification, count: int) -> torch.Tensor:
     return 3 * (near + 0.1 * torch.randn(near.shape, generator=draw))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("b", "t"), [(1, 1), (5, 2), (1, 4), (2, 9), (1, 77)])
 def test_videos_and_classes_of_any_number(model, run, b, t):
@@ -108,6 +109,7 @@ def test_videos_and_classes_of_any_number(model, run, b, t):
     close(seen["modulation"], torch.ones(b))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_texts_of_any_number_and_length(model, checkpoint, run):
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -122,11 +124,13 @@ def test_texts_of_any_number_and_length(model, checkpoint, run):
         close(run("text", **inputs)["text_embeds"], expected)
 
 
+@pytest.mark.slow
 def test_more_frames_than_positions_are_refused(run):
     with pytest.raises(Exception, match=r"(?i)add node|<= 77|77"):
         run("video", pixel_values_videos=torch.zeros(1, 78, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_axes_are_named(exported):
     inputs = {
         name: {
@@ -145,6 +149,7 @@ def test_axes_are_named(exported):
     }
 
 
+@pytest.mark.slow
 def test_what_is_printed_and_recorded(exported, checkpoint):
     folder, printed = exported
     record = json.loads((folder / "export.json").read_text())
@@ -171,6 +176,7 @@ sys.modules["torch"] = sys.modules["transformers"] = None  # importing them rais
 """
 
 
+@pytest.mark.slow
 def test_the_documents_numpy_gives_what_the_pipeline_gives(exported, checkpoint, tmp_path):
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), flags=re.S).group(1)
     (tmp_path / "mote-onnx").symlink_to(exported[0])

@@ -587,6 +587,7 @@ def test_it_loads_without_the_package(elsewhere, loaded, published, hub):
     assert json.loads(hub.files["lab/copy"]["config.json"])["auto_map"] == AUTO_MAP
 
 
+@pytest.mark.slow
 def test_it_loads_without_the_hub(elsewhere, hub, video):
     folder, said = elsewhere
     requests = len(hub.log)

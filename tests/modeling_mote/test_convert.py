@@ -582,6 +582,7 @@ def test_the_command_converts_and_says_what_it_wrote(write, tmp_path, capsys):
     assert model.config.num_labels == 7 and model.temporal_layers_trained
 
 
+@pytest.mark.slow
 def test_the_module_runs_the_command_with_the_options_it_had(write, tmp_path):
     path, clip, _ = write()
     run = command("--checkpoint", path, "--clip", clip, "--output", tmp_path / "mote", f"--labels={seven(tmp_path)}")

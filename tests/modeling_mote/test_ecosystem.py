@@ -254,7 +254,7 @@ def test_compiled_training_is_one_graph(classifier, videos, compiled):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_export_with_a_dynamic_batch(make_model, videos, candidates, strict):
     batch = torch.export.Dim("batch", min=1, max=64)
     model = make_model()

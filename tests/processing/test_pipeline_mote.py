@@ -444,6 +444,7 @@ def spawned() -> Iterator[None]:
     multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.slow
 def test_workers_that_are_spawned(classify, clips, spawned):
     expected = [classify(clip, candidate_labels=LABELS) for clip in clips[:2]]
     assert_same(classify(clips[:2], candidate_labels=LABELS, num_workers=1, batch_size=2), expected, 1e-5)

@@ -37,7 +37,7 @@ class Proxy(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("name", [pytest.param("127.0.0.1", marks=pytest.mark.slow), "localhost"])
 def test_by_the_machines_proxy_and_to_nothing_else_inside(name):
     with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as out, ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as inner:
         for server in (out, inner):
