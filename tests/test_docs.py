@@ -112,6 +112,7 @@ def test_pages_run_elsewhere_are_read_there():
         assert page in PAGES and page in (ROOT / "tests" / name).read_text(encoding="utf-8"), page
 
 
+@pytest.mark.slow
 def test_python_snippets(folder):
     snippets = [each.values[0] for each in PYTHON[1:]]  # the first one is run below
     code = "for number, text in enumerate(SNIPPETS):\n    exec(compile(text, f'snippet {number}', 'exec'), {})"

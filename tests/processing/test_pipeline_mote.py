@@ -483,6 +483,7 @@ print(json.dumps(classify(clip, candidate_labels=labels)))
 """
 
 
+@pytest.mark.slow
 def test_without_the_package(classify, model_folder, clips, tmp_path):
     """The saved folder carries the code: another interpreter, in which the packages can't be imported, agrees."""
     for name in (

@@ -664,6 +664,7 @@ def test_backends_that_do_not_exist() -> None:
         decode_video(b"", backend="opencv")
 
 
+@pytest.mark.slow
 def test_a_backend_that_is_not_installed(tmp_path: Path, write_video: Callable[..., Path]) -> None:
     """In a process where neither library can be imported: asked for they are refused, otherwise not missed."""
     path = write_video(tmp_path / "clip.mp4")
