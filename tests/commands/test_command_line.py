@@ -234,6 +234,7 @@ def test_ctrl_c_is_one_line(tmp_path):
     assert process.returncode == 130 and said == "error: interrupted\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise there")
 def test_a_reader_that_goes_away_is_no_error():
     """`mote … | head -1`."""

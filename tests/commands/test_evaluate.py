@@ -609,7 +609,6 @@ def without_what_may_differ(result):
     return {key: value for key, value in result.items() if key not in ("num_processes", "command")}
 
 
-@pytest.mark.slow
 def test_two_processes_score_each_video_once(run, plain, run_on_two, options, tmp_path, train_list):
     half = {"protocol": "half-classes", "data": str(train_list)}
     two = {"batch_size": 2, "num_workers": 1}

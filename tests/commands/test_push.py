@@ -555,11 +555,13 @@ def test_every_revision_answers_as_the_folder_it_was_made_from(loaded, published
         torch.testing.assert_close(torch.tensor(merged[name]), torch.tensor(loaded["first"][name]))
 
 
+@pytest.mark.slow
 def test_what_is_not_to_be_seen_is_not_loaded(loaded):
     for said, repository in zip(loaded["errors"], ("org/secret", "org/missing", "org/mote-tiny"), strict=True):
         assert repository in said
 
 
+@pytest.mark.slow
 def test_transformers_own_push_to_hub(loaded, hub):
     for name in ("lab/parts", "lab/pipeline"):
         assert loaded[name] == loaded["first"]
@@ -578,6 +580,7 @@ def elsewhere(published, followed, hub, video, tmp_path_factory) -> tuple[Path, 
     return folder, run_python(WITHOUT_PACKAGE, given, folder, CLIP=video, **hub.environment)
 
 
+@pytest.mark.slow
 def test_it_loads_without_the_package(elsewhere, loaded, published, hub):
     _, said = elsewhere
     assert said["refused"] == [True] * 3

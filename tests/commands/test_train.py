@@ -634,6 +634,7 @@ def on_two(run_on_two, clip_folder, train_list, validation_list, bad_list, tmp_p
     return {name: (cases.get(name), folder / name) for name in [*cases, "stopped"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["cached", "pixels", "bad, cached", "bad, pixels", "average"])
 def test_two_processes_give_the_losses_of_one(case, on_two, run, read_log):
     changes, folder = on_two[case]
@@ -646,11 +647,13 @@ def test_two_processes_give_the_losses_of_one(case, on_two, run, read_log):
         assert row.get("grad_norm", 0) == pytest.approx(expected.get("grad_norm", 0), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_processes_that_draw_for_themselves_give_other_losses(on_two, read_log):
     shared, own = (losses(read_log(on_two[case][1]))[:2] for case in ("cached", "per-rank"))
     assert own != pytest.approx(shared, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_to_the_last_digit(on_two, read_log):
     whole, stopped = read_log(on_two["average"][1]), read_log(on_two["stopped"][1])
     assert losses(stopped) == losses(whole) and stopped[-1] == whole[-1]
@@ -697,6 +700,7 @@ def test_bad_input_ends_both_processes_and_is_said_once(launch, options, changes
     assert process.returncode == 1 and err.count(f"error: {sentence}") == 1
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_is_refused(on_two, refusal):
     options, folder = on_two["average"]
     message = refusal("train", options | {"output": str(folder), "batch_size": 2})

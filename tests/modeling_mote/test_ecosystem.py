@@ -117,7 +117,6 @@ json.dump(said, open(out + "/said.json", "w"))
 """
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_a_saved_folder_loads_without_the_package(classifier, videos, candidates, tmp_path):
     folder, out = tmp_path / "saved", tmp_path / "out"
