@@ -184,6 +184,8 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
             cosine does not depend on the other labels. `modulation_top_k` has no part in it.
         merging_loss_weight: weight lambda of the merged pass' cross-entropy (Eq. 10).
         mse_loss_weight: weight eta of the mean squared error between merged video tokens and frame features (Eq. 10).
+        still_penalty_weight: weight of the mean square of the merged pass' temporal part h on clips held still, whose
+            every frame is the clip's mean frame. 0 leaves it out: the paper has no such term.
         merge_temperatures: temperatures tau that a training step draws from (Eq. 7); infinity is spelled `"inf"`,
             which JSON can hold.
         label_smoothing: label smoothing of both cross-entropies.
@@ -225,6 +227,7 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
     modulation_scope: str = "list"
     merging_loss_weight: int | float = 0.5
     mse_loss_weight: int | float = 0.1
+    still_penalty_weight: int | float = 0.0
     merge_temperatures: list | tuple = (-9.6, -4.8, -2.4, -1.2, -0.6, 0.6, 1.2, 2.4, 4.8, 9.6, "inf")
     label_smoothing: int | float = 0.0
     calibration: dict | None = None
@@ -309,6 +312,8 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
             raise ValueError(
                 f"modulation_scope must be one of {', '.join(MODULATION_SCOPES)}; got {self.modulation_scope!r}."
             )
+        if self.still_penalty_weight < 0:
+            raise ValueError(f"still_penalty_weight must not be negative, got {self.still_penalty_weight}.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
         self.validate_problem_type()

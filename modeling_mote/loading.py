@@ -212,7 +212,7 @@ def fold_experts(model: MoTEModel) -> None:
 
 
 def load_to_train(
-    model: str, num_frames: int, label_smoothing: float = 0.0
+    model: str, num_frames: int, label_smoothing: float = 0.0, still_penalty: float = 0.0
 ) -> tuple[MoTEForVideoClassification, MoTEProcessor]:
     """What a training starts from: a MoTE, or a CLIP that gets new temporal layers and a processor of its size.
 
@@ -220,6 +220,7 @@ def load_to_train(
         model: folder or Hub id of either.
         num_frames: frames per clip.
         label_smoothing: of both cross-entropies.
+        still_penalty: `config.still_penalty_weight`.
 
     Returns:
         the model in float32, and its processor, which repeats frames of short videos.
@@ -235,6 +236,7 @@ def load_to_train(
             model,
             num_frames=num_frames,
             label_smoothing=label_smoothing,
+            still_penalty_weight=still_penalty,
             dtype=torch.float32,
             output_loading_info=True,
         )

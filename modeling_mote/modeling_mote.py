@@ -1141,7 +1141,8 @@ class MoTEForVideoClassification(MoTEModel):
 
         In training the frames are encoded once and the temporal layers run twice: routed to one expert per layer, and
         merged at a random temperature. loss = CE(routed) + lambda · CE(merged) + eta · MSE(merged tokens, frame
-        features) (Eq. 10). Once the experts are merged for good, the loss is the cross-entropy alone.
+        features) (Eq. 10), and with a `still_penalty_weight` that times the mean square of the temporal part on clips
+        held still. Once the experts are merged for good, the loss is the cross-entropy alone.
 
         Args:
             pixel_values_videos: [b, t, 3, h, w] or [b, v, t, 3, h, w].
@@ -1200,7 +1201,12 @@ class MoTEForVideoClassification(MoTEModel):
             smoothing = self.config.label_smoothing if self.training else 0.0
             loss = F.cross_entropy(logits, indices, label_smoothing=smoothing)
             # Without weight the merged pass would add nothing but its time.
-            if routed and (self.config.merging_loss_weight or self.config.mse_loss_weight):
+            weights = (
+                self.config.merging_loss_weight,
+                self.config.mse_loss_weight,
+                self.config.still_penalty_weight,
+            )
+            if routed and any(weights):
                 loss = loss + self._merged_pass_loss(
                     video.frame_embeds, classes, indices, merge_mixture, interpolate_frame_positions
                 )
@@ -1222,7 +1228,7 @@ class MoTEForVideoClassification(MoTEModel):
         merge_mixture: torch.Tensor | None,
         interpolate_frame_positions: bool,
     ) -> torch.Tensor:
-        """lambda · CE(merged) + eta · MSE(merged tokens, frame features) (Eq. 10)."""
+        """lambda · CE(merged) + eta · MSE(merged tokens, frame features) (Eq. 10), and the still penalty."""
         config = self.config
         if merge_mixture is None:
             merge_mixture = self.temporal_model.draw_merging(config.merge_temperatures)
@@ -1230,7 +1236,12 @@ class MoTEForVideoClassification(MoTEModel):
         logits = self.score(merged.pooler_output, classes)
         merging = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         mse = F.mse_loss(merged.last_hidden_state.float(), frame_embeds.float())
-        return config.merging_loss_weight * merging + config.mse_loss_weight * mse
+        loss = config.merging_loss_weight * merging + config.mse_loss_weight * mse
+        if not config.still_penalty_weight:
+            return loss
+        still = frame_embeds.mean(-2, keepdim=True).expand_as(frame_embeds)
+        temporal: Any = self.get_temporal_features(still, merge_mixture, interpolate_frame_positions)
+        return loss + config.still_penalty_weight * temporal.last_hidden_state.float().square().mean()
 
     def _check_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Labels [b] as int64, if they are what the cross-entropy of logits [b, c] needs."""

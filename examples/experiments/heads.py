@@ -54,16 +54,6 @@ class Candidate(MoTEForVideoClassification):
             frame_embeds = frame_embeds - frame_embeds.mean(-2, keepdim=True)
         return super().get_temporal_features(frame_embeds, *args, **kwargs)
 
-    def _merged_pass_loss(
-        self, frame_embeds: torch.Tensor, classes: torch.Tensor, labels: torch.Tensor, mixture: Any, *args: Any
-    ) -> torch.Tensor:
-        loss = super()._merged_pass_loss(frame_embeds, classes, labels, mixture, *args)
-        if not self.variant.still_penalty:
-            return loss
-        still = frame_embeds.mean(-2, keepdim=True).expand_as(frame_embeds)
-        moved = self.get_temporal_features(still, mixture).last_hidden_state
-        return loss + self.variant.still_penalty * moved.square().mean()
-
 
 class NoFeedForward(nn.Module):
     """In the place of a layer's experts: adds nothing."""
@@ -89,6 +79,7 @@ def new_model(variant: Variant, data: Data, init_scale: float = 1.0) -> MoTEForV
         },
         merging_loss_weight=variant.merging_loss_weight,
         mse_loss_weight=variant.mse_loss_weight,
+        still_penalty_weight=variant.still_penalty,
         merge_temperatures=variant.merge_temperatures,
     )
     model.variant = variant

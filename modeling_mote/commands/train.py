@@ -49,7 +49,7 @@ def _train(options: Any, output: Path, accelerator: Any) -> None:
     elif options.push_to_hub is not None:  # whatever is wrong with it shows before the training
         prepare_repository(options.push_to_hub)
     set_seed(options.seed)
-    model, processor = load_to_train(options.model, options.num_frames, options.label_smoothing)
+    model, processor = load_to_train(options.model, options.num_frames, options.label_smoothing, options.still_penalty)
     rows = _load_rows(options, accelerator)
     with only_run(output) if main else nullcontext():
         training = _prepare(options, output, accelerator, model.to(accelerator.device), processor, *rows)
@@ -165,6 +165,7 @@ def _common(options: Any, rows: Any, validation_rows: Any) -> dict[str, Any]:
             for name in ("num_frames", "label_smoothing", "prompts", "sampling", "augment")
         },
         "flip": options.flip if options.augment else None,
+        "still_penalty": options.still_penalty or None,  # as in runs that began before there was one
         "cache_features": _caches(options),
         "list of training clips": list_sha256(rows),
         "list of validation clips": None if validation_rows is None else list_sha256(validation_rows),

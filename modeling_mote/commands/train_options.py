@@ -33,6 +33,11 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name: (default, kind of value or
     "weight_decay": (0.2, ANY, "of every parameter"),
     "max_grad_norm": (None, ANY, "gradient clipping"),
     "label_smoothing": (0.0, SHARE, "of both cross-entropies"),
+    "still_penalty": (
+        0.0,
+        ANY,
+        "weight of what the temporal layers add to clips held still, as a loss; 0.3 was measured (docs/ablation.md)",
+    ),
     "ema": (None, SHARE, "decay of an average of the weights, which is then validated and saved"),
     "draws": ("shared", ("shared", "per-rank"), "experts and temperatures: one draw for all processes, or one each"),
     "seed": (0, number(0), "of weights, order, frames, augmentation, draws and what is held out"),

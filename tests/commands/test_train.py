@@ -266,6 +266,19 @@ def test_label_smoothing_reaches_the_loss_and_the_checkpoint(run, tmp_path):
     assert MoTEForVideoClassification.from_pretrained(tmp_path / "smooth" / "model").config.label_smoothing == 0.2
 
 
+def test_still_penalty_reaches_the_loss_and_the_checkpoint_and_resumes(run, refusal, options, tmp_path):
+    """A cut run goes on as the whole one, to the bit, and with another weight not at all."""
+    plain = run("plain", max_steps=1, still_penalty=0)
+    whole = run("whole", still_penalty=0.3, save_every=1, max_steps=3)
+    assert losses(whole)[0] > losses(plain)[0]
+    run("cut", still_penalty=0.3, save_every=1, max_steps=2)
+    assert losses(run("cut", still_penalty=0.3, save_every=1, max_steps=3)) == losses(whole)
+    trained = MoTEForVideoClassification.from_pretrained(tmp_path / "cut" / "model")
+    assert trained.config.still_penalty_weight == 0.3
+    other = options | {"output": str(tmp_path / "cut"), "still_penalty": 0.1}
+    assert "another still_penalty" in refusal("train", other)
+
+
 def test_ema_saves_the_average_of_the_weights(run, tmp_path):
     rows = run("averaged", ema=0.5, save_every=1, keep=6, max_steps=3)
     plain = run("plain", max_steps=3)

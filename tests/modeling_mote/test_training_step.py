@@ -69,6 +69,21 @@ def test_loss_is_the_three_term_formula(make_model, videos, draws, smoothing, we
     same(got, gradients(model), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("others", [(0.5, 0.1), (0.0, 0.0)])
+def test_still_penalty_is_on_what_is_added_to_clips_held_still(make_model, videos, draws, others):
+    """The formula written out: every frame is the clip's mean frame, encoded before."""
+    weights = dict(zip(("merging_loss_weight", "mse_loss_weight"), others, strict=True))
+    plain, model = (make_model(**weights, still_penalty_weight=weight).train() for weight in (0.0, 0.3))
+    model.load_state_dict(plain.state_dict())
+    frames = model.get_frame_features(videos).pooler_output
+    still = torch.stack([clip.sum(0) / len(clip) for clip in frames])[:, None].repeat(1, frames.shape[1], 1)
+    temporal = model.temporal_model(still, mixture=draws["merge_mixture"]).last_hidden_state
+    expected = plain(videos, labels=LABELS, **draws).loss + 0.3 * (temporal**2).sum() / temporal.numel()
+    loss = model(videos, labels=LABELS, **draws).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert torch.equal(model.eval()(videos, labels=LABELS).loss, plain.eval()(videos, labels=LABELS).loss)
+
+
 def test_logits_are_the_routed_pass(learner, videos, draws):
     output = learner(videos, labels=LABELS, **draws)
     routed = learner(videos, mixture=draws["mixture"])
