@@ -102,8 +102,8 @@ def decode_video(
         found = _decode(source, clip, indices, finish, strict)
     found.report(strict, still)
     wanted = _in_range(source, indices, found.num_frames)
-    images = [found.images[index] for index in wanted.tolist()]
-    return np.stack(images) if finish is None else images, found.metadata("pyav", wanted)
+    images = found.stacked(wanted) if finish is None else [found.images[index] for index in wanted.tolist()]
+    return images, found.metadata("pyav", wanted)
 
 
 def probe_video(video: VideoSource, strict: bool = False, *, still: bool = False) -> VideoMetadata:
@@ -137,6 +137,7 @@ class _Pass:
     width: int | None = None
     pixel_aspect: float = 1.0  # width / height of a pixel, upright
     images: dict[int, Any] = field(default_factory=dict)  # the wanted frames, uint8 [h, w, 3], or finished
+    together: np.ndarray | None = None  # [t, h, w, 3], of which they are rows, where t was known
     report: Callable[[bool, bool], None] = lambda strict, still: None  # says what is wrong with the file
 
     def metadata(self, backend: str, indices: np.ndarray | None = None) -> VideoMetadata:
@@ -149,6 +150,19 @@ class _Pass:
             video_backend=backend,
             frames_indices=None if indices is None else indices.tolist(),
         )
+
+    def put(self, number: int, image: np.ndarray, many: int) -> None:
+        """Keep a frame as a row of one array of that many: new memory costs more time than turning it into RGB."""
+        if self.together is None:
+            self.together = np.empty((many, *image.shape), image.dtype)
+        self.images[number] = row = self.together[len(self.images)]
+        row[:] = image
+
+    def stacked(self, wanted: np.ndarray) -> np.ndarray:
+        """The wanted frames, uint8 [t, h, w, 3]."""
+        if self.together is not None and wanted.tolist() == list(self.images):
+            return self.together
+        return np.stack([self.images[index] for index in wanted.tolist()])
 
     def look(self, picture: Picture | None) -> None:
         if picture is not None:
@@ -179,7 +193,7 @@ def _decode_from(
             if keep is not None and number not in keep:
                 continue
             image = video.image(frame)
-            found.images[number] = image = image if finish is None else finish(image, video.pixel_aspect)
+            image = image if finish is None else finish(image, video.pixel_aspect)
             size = getattr(image, "nbytes", 0)
             kept += size
             if max(kept, size * many) > MAX_FRAME_BYTES:
@@ -187,6 +201,10 @@ def _decode_from(
                     f"{source.name}: the frames asked for take more than {MAX_FRAME_BYTES / 2**30:g} GiB of memory: "
                     "ask for fewer, make them smaller as they come (finish), or raise MOTE_MAX_FRAME_BYTES."
                 )
+            if finish is None and keep is not None:
+                found.put(number, image, len(keep))
+            else:
+                found.images[number] = image
         found.num_frames, found.fps, found.report = video.num_frames, video.clock.fps, video.report
         found.look(video.picture)
         return found, video.in_doubt

@@ -285,28 +285,29 @@ class VideoFile:
             for number, packet in enumerate(self.packets()):
                 if number < skip:
                     decoder.skip_frame = "ALL"
-                elif number == skip and skip:
-                    decoder.skip_frame = "DEFAULT"
-                    decoder.flush_buffers()
-                frames = packet.decode()
-                if number < skip:
+                    packet.decode()
                     continue
-                if skip and not is_flush(packet) and not packet.is_discard:
-                    due += self.clock.seconds(packet) in clip
-                for frame in frames:
+                if skip:
+                    if number == skip:
+                        decoder.skip_frame = "DEFAULT"
+                        decoder.flush_buffers()
+                    if not is_flush(packet) and not packet.is_discard:
+                        due += self.clock.seconds(packet) in clip
+                for frame in packet.decode():
                     if self.picture is None:
                         self.picture = Picture(frame, self.stream.sample_aspect_ratio)
-                    seconds = self.clock.tick(frame)
-                    self._patched = self._patched or frame.is_corrupt
-                    if clip.is_over(seconds):
-                        self.in_doubt = self._doubts(skip, due)
-                        return
-                    if seconds in clip:
-                        if frame.is_corrupt:
-                            self.first_damaged = self.num_frames if not self.num_damaged else self.first_damaged
-                            self.num_damaged += 1
-                        self.num_frames += 1
-                        yield seconds, frame
+                    seconds, is_corrupt = self.clock.tick(frame), frame.is_corrupt
+                    self._patched = self._patched or is_corrupt
+                    if clip is not WHOLE and seconds not in clip:
+                        if clip.is_over(seconds):
+                            self.in_doubt = self._doubts(skip, due)
+                            return
+                        continue
+                    if is_corrupt:
+                        self.first_damaged = self.num_frames if not self.num_damaged else self.first_damaged
+                        self.num_damaged += 1
+                    self.num_frames += 1
+                    yield seconds, frame
             self.breakage = self.inventory.shortage()
         except Exception as error:  # FFmpeg's own, and what PyAV makes of files that it has no words for
             self._failure, self.breakage = error, reason(error)
@@ -467,8 +468,9 @@ class Clock:
         ticks = frame.pts
         if self._queue is not None:
             # A packet without a picture leaves its time behind; only those that the decoder holds back are waited for.
-            while len(self._queue) > self._stream.codec_context.reorder_depth + 1:
-                self._queue.popleft()
+            if len(self._queue) > 1:
+                for _ in range(len(self._queue) - 1 - self._stream.codec_context.reorder_depth):
+                    self._queue.popleft()
             ticks = self._queue.popleft() if self._queue else None
         if self.untimed:
             seconds = self._count / (self._rate or 25.0)

@@ -49,6 +49,7 @@ class Arguments:
     seeds: int = option(10, f"seeds of the deciding run, at most {MOST_SEEDS}")
     blocks: int = option(len(paired.BLOCKS), "blocks of the deciding run: the first few of paired.BLOCKS")
     processes: int = option(2, "trainings at a time, each on one thread")
+    compile: bool = option(False, "train for long by torch.compile, in half the time; needs a C++ compiler")
     so_far: bool = option(False, "train nothing more: report the heads of the deciding run that are whole")
     redraw: bool = option(False, "only make tables and pictures again, from the rows in the report's folder")
     quick: bool = option(False, "few clips, steps and seeds; the report goes to the output folder")
@@ -85,6 +86,7 @@ class Ablation:
         folder: of the page.
         processes: trainings at a time.
         so_far: whether to leave out the units that are not computed yet.
+        compiled: whether heads are trained by `torch.compile`.
     """
 
     scale: Scale
@@ -92,6 +94,7 @@ class Ablation:
     folder: Path
     processes: int
     so_far: bool = False
+    compiled: bool = False
 
     @property
     def rows(self) -> dict[str, Path]:
@@ -122,13 +125,16 @@ class Ablation:
 
     def run(self, world: World, units: list[paired.Unit], part: str, title: str) -> paired_report.Kept:
         """The rows of units in a world: those that a part's file holds, and the missing ones, computed."""
-        references, rows = paired_report.rows_of(world, self.rows[part])
-        for other in PAIRED_PARTS:
+        references: dict[str, Any] = {}
+        known: dict[paired.Unit, dict[str, Any]] = {}
+        for other in (part, *PAIRED_PARTS):
             theirs, found = paired_report.rows_of(world, self.rows[other])
             references = theirs | references
-            known = {paired.unit_of(row) for row in rows}
-            rows += [row for row in found if paired.unit_of(row) in units and paired.unit_of(row) not in known]
-        known = {paired.unit_of(row) for row in rows}
+            for row in found:
+                unit = paired.unit_of(row)
+                if unit in units or part == other == "paired":  # a shorter run keeps what a longer one computed
+                    known.setdefault(unit, row)
+        rows = list(known.values())
         drawings = {unit: replace(world, seed=unit.data_seed) for unit in units if unit not in known}
         paths = {unit: paired.unit_file(unit, drawing, self.output) for unit, drawing in drawings.items()}
         there = [unit for unit, path in paths.items() if path.is_file()]
@@ -138,7 +144,7 @@ class Ablation:
             if str(drawing.seed) not in references:
                 references[str(drawing.seed)] = paired.reference(load_world(drawing, self.output))
         rows += [json.loads(paths[unit].read_text(encoding="utf-8")) for unit in there]
-        calls = [(group, drawings[group[0]], self.output) for group in paired.together(new)]
+        calls = [(group, drawings[group[0]], self.output, self.compiled) for group in paired.together(new)]
         rows += itertools.chain(*side_by_side(paired.run_units, calls, self.processes, title))
         return paired.about(world, units, references), rows
 
@@ -198,7 +204,7 @@ def ablate(arguments: Arguments) -> None:
     scale = Scale(seeds=arguments.seeds, blocks=paired.BLOCKS[: arguments.blocks])
     if arguments.quick:
         scale, folder = QUICK, output
-    ablation = Ablation(scale, output, folder, arguments.processes, arguments.so_far)
+    ablation = Ablation(scale, output, folder, arguments.processes, arguments.so_far, arguments.compile)
     parts = PAIRED_PARTS if arguments.so_far else PARTS
     for part in parts if arguments.part is None else (arguments.part,):
         if not arguments.redraw:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, vmap
-from worlds import Cosines, Data, load_clip
+from worlds import CLIP, Cosines, Data, load_clip
 
 from modeling_mote import MoTEConfig, MoTEForVideoClassification
 from modeling_mote.training import freeze, lr_at, parameter_groups, step_generator
@@ -70,13 +70,15 @@ def new_model(variant: Variant, data: Data, init_scale: float = 1.0) -> MoTEForV
         data: of the training classes.
         init_scale: factor of the standard deviation that the paper's rule draws weights with.
     """
+    sizes = {"num_hidden_layers": variant.layers, "num_experts": variant.experts}
+    if data.width != MoTEConfig.from_pretrained(CLIP).projection_dim:  # the paper's proportions
+        sizes |= {"hidden_size": data.width, "intermediate_size": 4 * data.width}
+        sizes["num_attention_heads"] = data.width // 64
     model = load_clip(
         Candidate,
-        temporal_config={
-            "num_hidden_layers": variant.layers,
-            "num_experts": variant.experts,
-            "initializer_range": 0.02 * init_scale,
-        },
+        projection_dim=data.width,
+        ignore_mismatched_sizes=True,  # of CLIP's projection, which cached features are past
+        temporal_config=sizes | {"initializer_range": 0.02 * init_scale},
         merging_loss_weight=variant.merging_loss_weight,
         mse_loss_weight=variant.mse_loss_weight,
         still_penalty_weight=variant.still_penalty,
@@ -182,9 +184,10 @@ def fit_together(
     seeds: Sequence[int],
     lr: float = 1e-3,
     batch_size: int = 32,
+    compiled: bool = False,
 ) -> Sequence[Any]:
     """As `fit` of each model on cached frame features [n, t, d], in less time: heads of one kind, their weights
-    stacked [s, ...], take each step at once.
+    stacked [s, ...], take each step at once; `compiled` in half of that, after a minute or two of `torch.compile`.
     """
     one, orders = models[0].train(), [clip_order(len(labels), batch_size, seed) for seed in seeds]
     heads = [dict(model.temporal_model.named_parameters()) for model in models]
@@ -200,10 +203,16 @@ def fit_together(
         weights = {f"temporal_model.{name}": weight for name, weight in head.items()}
         return functional_call(one, weights, kwargs=dict(zip(names, inputs, strict=True))).loss
 
+    def losses(heads: dict[str, torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        return vmap(loss)(heads, *inputs).sum()
+
+    torch.compiler.reset()  # else those of earlier heads count against the limit of what is compiled
+    sum_of = torch.compile(losses) if compiled else losses
+
     def loss_of(step: int) -> torch.Tensor:
         batches = torch.stack([next(order) for order in orders])
         mixtures = [torch.stack(each) for each in zip(*(draws(one, seed, step) for seed in seeds), strict=True)]
-        return vmap(loss)(stacked, frame_embeds[batches], labels[batches], *mixtures).sum()
+        return sum_of(stacked, frame_embeds[batches], labels[batches], *mixtures)
 
     of_head = {id(weight): name for name, weight in heads[0].items()}
     (group,) = parameter_groups(one, lr, 0.0)

@@ -40,6 +40,7 @@ CANDIDATES = {"still": heads.STILL, "still_mote": heads.STILL_MOTE, "centred": h
 VARIANTS = HEADS | CANDIDATES
 TOGETHER = 10  # seeds of a head that are trained at once
 LENGTHS = (400, 1600)
+COMPILED_FROM = 800  # steps: fewer take less time than compiling
 # Drawing of the clips, and factor of the initial weights' standard deviation. The second, sqrt(512 / 64), gives a
 # width of 64 the feed-forwards that the paper's rule gives the 512 of ViT-B/16.
 BLOCKS = ((0, 1.0), (1, 1.0), (0, 2.83), (1, 2.83))
@@ -64,6 +65,8 @@ class Elsewhere:
     steps: int
     batch_size: int
     data_seed: int = 0
+    width: int = 64
+    init_scale: float = 1.0
 
 
 # Does it hold in the world that the rule of `survey.py` put second, and in the demo's, by the demo's recipe?
@@ -112,12 +115,13 @@ class Unit:
     data_seed: int = 0
     init_scale: float = 1.0
     batch_size: int = 32
+    width: int = 64
 
     @property
     def name(self) -> str:
         return (
             f"{self.head}-{self.steps}steps-batch{self.batch_size}-seed{self.seed}-data{self.data_seed}"
-            f"-init{self.init_scale}"
+            f"-init{self.init_scale}{'' if self.width == 64 else f'-width{self.width}'}"
         )
 
 
@@ -132,7 +136,7 @@ def units(seeds: int, lengths: Sequence[int] = LENGTHS, blocks: Sequence[tuple[i
 def units_elsewhere(place: Elsewhere, heads: Sequence[str], seeds: int) -> list[Unit]:
     """The units of heads in another world."""
     return [
-        Unit(head, seed, place.steps, place.data_seed, batch_size=place.batch_size)
+        Unit(head, seed, place.steps, place.data_seed, place.init_scale, place.batch_size, place.width)
         for head, seed in itertools.product(heads, range(seeds))
     ]
 
@@ -145,7 +149,7 @@ def head_file(unit: Unit, world: World, output: Path) -> Path:
     return output / "paired_heads" / world.name / f"{unit.name}.safetensors"
 
 
-def trained(units: Sequence[Unit], data: Data, world: World, output: Path) -> list[Any]:
+def trained(units: Sequence[Unit], data: Data, world: World, output: Path, compiled: bool = False) -> list[Any]:
     """The models of units that differ by their seeds alone, their heads from disk or trained together."""
     models = [paired_model(VARIANTS[unit.head], unit.seed, data, unit.init_scale) for unit in units]
     paths = [head_file(unit, world, output) for unit in units]
@@ -155,7 +159,8 @@ def trained(units: Sequence[Unit], data: Data, world: World, output: Path) -> li
     if len(new) == 1:
         fit(models[new[0]], {"frame_embeds": frames}, labels, steps, seeds[0], batch_size=size)
     elif new:
-        fit_together([models[place] for place in new], frames, labels, steps, seeds, batch_size=size)
+        compiled, together = compiled and steps >= COMPILED_FROM, [models[place] for place in new]
+        fit_together(together, frames, labels, steps, seeds, batch_size=size, compiled=compiled)
     for place, (model, path) in enumerate(zip(models, paths, strict=True)):
         if place in new:
             save_tensors(model.temporal_model.state_dict(), path)
@@ -220,7 +225,7 @@ def unit_file(unit: Unit, world: World, output: Path) -> Path:
     return output / "units" / world.name / f"{unit.name}.json"
 
 
-def run_units(units: Sequence[Unit], world: World, output: Path) -> list[dict[str, Any]]:
+def run_units(units: Sequence[Unit], world: World, output: Path, compiled: bool = False) -> list[dict[str, Any]]:
     """What was measured of units that differ by their seeds alone in their drawing of a world, from disk or computed.
 
     Returns:
@@ -231,7 +236,8 @@ def run_units(units: Sequence[Unit], world: World, output: Path) -> list[dict[st
         torch.set_num_threads(1)
         quiet()
         data = load_world(world, output)
-        for unit, model in zip(missing, trained(missing, data, world, output), strict=True):
+        data = data if missing[0].width == data.width else data.widened(missing[0].width)
+        for unit, model in zip(missing, trained(missing, data, world, output, compiled), strict=True):
             measured = measure(model, data)
             columns = {mode: list(found.values()) for mode, found in measured["columns"].items()}
             row = {**asdict(unit), "norms": measured["norms"], "columns": columns, "right": measured["right"]}
@@ -252,7 +258,7 @@ def together(units: Sequence[Unit]) -> list[list[Unit]]:
 
 def unit_of(row: dict[str, Any]) -> Unit:
     """The unit that a row was measured of."""
-    return Unit(**{each.name: row[each.name] for each in fields(Unit)})
+    return Unit(**{each.name: row[each.name] for each in fields(Unit) if each.name in row})
 
 
 # ---------------------------------------------------------------------------------------------------- beside the units

@@ -376,10 +376,12 @@ def kept(path: Path) -> list[Kept]:
 
 def rows_of(world: World, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The references per drawing and the rows that a file holds of a world: they need not be computed again."""
-    for about, rows in kept(path):
+    references, rows = {}, []
+    for about, found in kept(path):
         if about["world"] == asdict(world):
-            return about["references"], rows
-    return {}, []
+            references |= about["references"]
+            rows += found
+    return references, rows
 
 
 def report(run: Run, page: Path, pictures: Path) -> str:
@@ -409,9 +411,10 @@ def report_places(runs: list[Run], part: str, claims: Sequence[Claim], page: Pat
     for place, run in enumerate(runs):
         shared = [claim for claim in claims if {claim.ours, claim.other} <= set(run.heads)]
         planned += len(shared) * len(run.all_lengths)
-        if run.lengths(1.0):
-            tables[f"{part}_{place}"] = heads_table(run, 1.0, run.lengths(1.0)[0])
-            found += [(run, verdict) for verdict in verdicts(run, 1.0, shared)]
+        for init in run.inits:
+            for steps in run.lengths(init):
+                tables[f"{part}_{place}"] = heads_table(run, init, steps)
+            found += [(run, verdict) for verdict in verdicts(run, init, shared)]
     lines = []
     values = [verdict["p"] for _, verdict in found]
     for (run, verdict), p in zip(found, holm(values + [1.0] * (planned - len(found))), strict=False):

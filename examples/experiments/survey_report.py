@@ -134,8 +134,9 @@ def report_worlds(rows: list[dict[str, Any]], page: Path) -> str:
         world = row["world"]
         pairs = (f"{100 * row['clip'][column]:.1f} / {100 * row['plain'][column]:.1f}" for column in columns)
         options = (str(world[name]) for name in ("train_objects", "motions_per_object", "static_cue"))
-        body.append([*options, *pairs, f"{100 * row['lost']:.1f}"])
+        body.append([*options, *pairs, f"{100 * row['lost']:.1f}", f"{100 * row['probe']:.1f}"])
     head = ["trained objects", "motions each", "static cue", *(COLUMNS[column] for column in columns), "lost"]
+    head.append("a linear classifier of the mean frame, on trained classes")
     shown = table(head, body)
     write_tables(page, {"worlds": shown})
     return shown

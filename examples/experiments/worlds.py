@@ -4,7 +4,7 @@ All experiments on heads start here: every frame of a world is encoded once, by 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import Any
@@ -83,6 +83,21 @@ class Data:
 
     def candidates(self, names: Iterable[str]) -> torch.Tensor:
         return torch.stack([self.text_embeds[name] for name in names])
+
+    @property
+    def width(self) -> int:
+        """Of the features, d."""
+        return self.frame_embeds["train"].shape[-1]
+
+    def widened(self, width: int) -> "Data":
+        """The same world in wider features: turned into a larger space, where every cosine is what it was."""
+        drawn = torch.randn(width, self.width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        turned = torch.linalg.qr(drawn)[0].float().T  # its rows are orthonormal
+        return replace(
+            self,
+            frame_embeds={split: frames @ turned for split, frames in self.frame_embeds.items()},
+            text_embeds={name: embed @ turned for name, embed in self.text_embeds.items()},
+        )
 
 
 def quiet() -> None:
