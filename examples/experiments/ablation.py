@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import few_in_worlds
 import paired
 import paired_report
 import survey
@@ -30,8 +31,15 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 from worlds import ROOT, World, encode_world, load_world, quiet
 
-PARTS = ("paired", "elsewhere", "candidates", "survey", "worlds")
-PAIRED_PARTS = PARTS[:3]  # whose rows are those of `paired.py`
+from modeling_mote.processing.files import write_whole
+
+PARTS = ("paired", "elsewhere", "candidates", "stronger", "few", "survey", "worlds")
+PAIRED_PARTS = PARTS[:4]  # whose rows are those of `paired.py`
+CLAIMS = {
+    "elsewhere": paired.CLAIMS,
+    "candidates": paired.CANDIDATE_CLAIMS,
+    "stronger": paired.STRONGER_CLAIMS,
+}
 MOST_SEEDS = 16  # the exact test counts 2^n sign patterns
 
 
@@ -65,6 +73,8 @@ class Scale:
     blocks: tuple[tuple[int, float], ...] = paired.BLOCKS
     elsewhere: tuple[paired.Elsewhere, ...] = paired.ELSEWHERE
     candidates: tuple[paired.Elsewhere, ...] = paired.CANDIDATES_WHERE
+    stronger: tuple[paired.Elsewhere, ...] = paired.STRONGER_WHERE
+    shots: tuple[int, ...] = (1, 2, 4, 8)
     survey_seeds: int = 5
     survey_steps: int = survey.STEPS
     grid: tuple[World, ...] = survey.WORLDS
@@ -73,7 +83,7 @@ class Scale:
 
 SMALL = World(6, 2, 0.9, train_videos_per_class=2, eval_videos_per_class=3)
 SMALL_PLACES = (paired.Elsewhere("small", SMALL, 11, 16),)
-QUICK = Scale(SMALL, 2, (11, 22), ((0, 1.0),), SMALL_PLACES, SMALL_PLACES, 1, 22, (SMALL,), 1)
+QUICK = Scale(SMALL, 2, (11, 22), ((0, 1.0),), SMALL_PLACES, SMALL_PLACES, SMALL_PLACES, (1, 2), 1, 22, (SMALL,), 1)
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,15 @@ class Ablation:
 
     def compute_candidates(self) -> None:
         self.compute_places("candidates", self.scale.candidates, ("plain", "attention", "mote", *paired.CANDIDATES))
+
+    def compute_stronger(self) -> None:
+        self.compute_places("stronger", self.scale.stronger, ("attention", "mote", *paired.STRONGER))
+
+    def compute_few(self) -> None:
+        given = (self.scale.shots, self.output)
+        calls = [(place, seed, *given) for place in self.scale.candidates for seed in range(self.scale.seeds)]
+        rows = side_by_side(few_in_worlds.run_head, calls, self.processes, "heads")
+        write_whole(self.rows["few"], json.dumps(rows, indent=1) + "\n")
 
     def compute_places(self, part: str, places: Sequence[paired.Elsewhere], heads: Sequence[str]) -> None:
         found = []
@@ -170,9 +189,11 @@ class Ablation:
             runs = [paired_report.Run(*run) for run in paired_report.kept(rows)]
             if part == "paired":
                 return paired_report.report(runs[0], page, rows.parent)
-            claims = paired.CLAIMS if part == "elsewhere" else paired.CANDIDATE_CLAIMS
-            return paired_report.report_places(runs, part, claims, page)
+            return paired_report.report_places(runs, part, CLAIMS[part], page)
         found = json.loads(rows.read_text(encoding="utf-8"))
+        if part == "few":
+            page, picture = self.folder / "few_in_worlds.md", self.folder / "pictures" / "few_in_worlds.png"
+            return few_in_worlds.report(found, page, picture)
         return (survey_report.report if part == "survey" else survey_report.report_worlds)(found, page)
 
 

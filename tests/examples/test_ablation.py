@@ -465,3 +465,43 @@ def test_quick_run_resumes(tmp_path):
     assert rows[0].is_file()
     assert all(row.stat().st_mtime_ns == written[row] for row in rows[1:])
     assert (tmp_path / "run" / "ablation.md").read_text() == tables
+
+
+# -------------------------------------------------------------------------------------------------- few clips in worlds
+
+
+def test_few_clips_in_worlds_are_measured_as_the_model_scores_them(data, mote, tmp_path):
+    import few_in_worlds
+    import worlds
+
+    model, shots = mote.eval(), (1, 2)
+    splits = few_in_worlds.measure(model, data, data, 0, shots)
+    rows = json.loads(json.dumps([{"title": "a world", "seed": seed, "splits": splits} for seed in (0, 1)]))
+    assert list(splits) == list(worlds.SPLIT_TITLES)
+    for split, found in splits.items():
+        with torch.no_grad():
+            logits = model(
+                frame_embeds=data.frame_embeds[split], class_embeds=data.candidates(data.names(split))
+            ).logits
+        right = (logits.argmax(-1) == data.labels[split]).double().mean().item()
+        assert found["text"] == found["trained"]["top-1"] == found["own"][2]["top-1"] == right
+        assert found["lists"][2]["top-1"] >= right  # one of two is easier than one of all
+        assert found["examples"][2] >= right  # they are the clips themselves
+    page = tmp_path / "page.md"
+    shown = few_in_worlds.report(rows, page, tmp_path / "picture.png")
+    assert f"| a world: trained classes | {100 * splits['test']['text']:.1f} ± 0.0 |" in page.read_text("utf-8")
+    assert shown.count("a world: unseen motions") == 1 + 3 + 3
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_wider_features_have_the_same_cosines(data):
+    import heads
+    import worlds
+
+    wide = data.widened(256)
+    assert (data.width, wide.width) == (64, 256)
+    assert worlds.plain_clip(wide) == worlds.plain_clip(data)
+    model = heads.paired_model(heads.MOTE, 0, wide, 1.41)
+    config = model.config.temporal_config
+    assert (config.hidden_size, config.intermediate_size, config.num_attention_heads) == (256, 1024, 4)
+    assert model.get_video_features(frame_embeds=wide.frame_embeds["test"]).pooler_output.shape[-1] == 256
