@@ -467,7 +467,7 @@ def test_quick_run_resumes(tmp_path):
     assert (tmp_path / "run" / "ablation.md").read_text() == tables
 
 
-# -------------------------------------------------------------------------------------------------- few clips in worlds
+# ------------------------------------------------------------------------------------------------- few clips in worlds
 
 
 def test_few_clips_in_worlds_are_measured_as_the_model_scores_them(data, mote, tmp_path):
