@@ -33,11 +33,12 @@ from worlds import ROOT, World, encode_world, load_world, quiet
 
 from modeling_mote.processing.files import write_whole
 
-PARTS = ("paired", "elsewhere", "candidates", "stronger", "few", "survey", "worlds")
-PAIRED_PARTS = PARTS[:4]  # whose rows are those of `paired.py`
+PARTS = ("paired", "elsewhere", "candidates", "development", "stronger", "few", "survey", "worlds")
+PAIRED_PARTS = PARTS[:5]  # whose rows are those of `paired.py`
 CLAIMS = {
     "elsewhere": paired.CLAIMS,
     "candidates": paired.CANDIDATE_CLAIMS,
+    "development": (),
     "stronger": paired.STRONGER_CLAIMS,
 }
 MOST_SEEDS = 16  # the exact test counts 2^n sign patterns
@@ -73,6 +74,7 @@ class Scale:
     blocks: tuple[tuple[int, float], ...] = paired.BLOCKS
     elsewhere: tuple[paired.Elsewhere, ...] = paired.ELSEWHERE
     candidates: tuple[paired.Elsewhere, ...] = paired.CANDIDATES_WHERE
+    development: tuple[paired.Elsewhere, ...] = paired.DEVELOPMENT_WHERE
     stronger: tuple[paired.Elsewhere, ...] = paired.STRONGER_WHERE
     shots: tuple[int, ...] = (1, 2, 4, 8)
     survey_seeds: int = 5
@@ -83,7 +85,21 @@ class Scale:
 
 SMALL = World(6, 2, 0.9, train_videos_per_class=2, eval_videos_per_class=3)
 SMALL_PLACES = (paired.Elsewhere("small", SMALL, 11, 16),)
-QUICK = Scale(SMALL, 2, (11, 22), ((0, 1.0),), SMALL_PLACES, SMALL_PLACES, SMALL_PLACES, (1, 2), 1, 22, (SMALL,), 1)
+QUICK = Scale(
+    world=SMALL,
+    seeds=2,
+    lengths=(11, 22),
+    blocks=((0, 1.0),),
+    elsewhere=SMALL_PLACES,
+    candidates=SMALL_PLACES,
+    development=SMALL_PLACES,
+    stronger=SMALL_PLACES,
+    shots=(1, 2),
+    survey_seeds=1,
+    survey_steps=22,
+    grid=(SMALL,),
+    grid_seeds=1,
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,9 @@ class Ablation:
 
     def compute_candidates(self) -> None:
         self.compute_places("candidates", self.scale.candidates, ("plain", "attention", "mote", *paired.CANDIDATES))
+
+    def compute_development(self) -> None:
+        self.compute_places("development", self.scale.development, ("attention", *paired.DEVELOPMENT))
 
     def compute_stronger(self) -> None:
         self.compute_places("stronger", self.scale.stronger, ("attention", "mote", *paired.STRONGER))
@@ -192,8 +211,7 @@ class Ablation:
             return paired_report.report_places(runs, part, CLAIMS[part], page)
         found = json.loads(rows.read_text(encoding="utf-8"))
         if part == "few":
-            page, picture = self.folder / "few_in_worlds.md", self.folder / "pictures" / "few_in_worlds.png"
-            return few_in_worlds.report(found, page, picture)
+            return few_in_worlds.report(found, self.folder / "few_in_worlds.md", rows.with_suffix(".png"))
         return (survey_report.report if part == "survey" else survey_report.report_worlds)(found, page)
 
 

@@ -38,7 +38,15 @@ HEADS: dict[str, Variant] = {
 # Something better than the paper's?
 CANDIDATES = {"still": heads.STILL, "still_mote": heads.STILL_MOTE, "centred": heads.CENTRED}
 STRONGER = {"still_strong": heads.STILL_STRONG, "still_strong_mote": heads.STILL_STRONG_MOTE}
-VARIANTS = HEADS | CANDIDATES | STRONGER
+DEVELOPMENT = {
+    "still": heads.STILL,
+    "still_1": heads.STILL_1,
+    "still_strong": heads.STILL_STRONG,
+    "still_10": heads.STILL_10,
+    "difference": heads.DIFFERENCE,
+    "structure": heads.STRUCTURE,
+}
+VARIANTS = HEADS | CANDIDATES | STRONGER | DEVELOPMENT
 TOGETHER = 10  # seeds of a head that are trained at once
 LENGTHS = (400, 1600)
 COMPILED_FROM = 800  # steps: fewer take less time than compiling
@@ -80,6 +88,11 @@ HEADS_ELSEWHERE = ("plain", "control", "attention", "mote")
 CANDIDATES_WHERE = (
     Elsewhere("new clips of the deciding run's classes", World(12, 2, 0.9, eval_videos_per_class=20), 400, 32, 1),
     Elsewhere("new clips of the demo's classes", World(24, 4, 0.0), 400, 32, 7),
+)
+# Where the next candidates were chosen.
+DEVELOPMENT_WHERE = (
+    Elsewhere("the demo's classes", World(24, 4, 0.0), 400, 32, 3),
+    Elsewhere("the deciding run's classes", World(12, 2, 0.9, eval_videos_per_class=20), 400, 32, 4),
 )
 # Where the stronger penalty is looked at, once: new clips again, longer training, and a kind of world on which nothing
 # was chosen at all.

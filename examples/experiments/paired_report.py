@@ -420,6 +420,7 @@ def report_places(runs: list[Run], part: str, claims: Sequence[Claim], page: Pat
     for (run, verdict), p in zip(found, holm(values + [1.0] * (planned - len(found))), strict=False):
         said = cells_of(verdict | {"holm": p})
         lines.append([f"{run.about['title']}: {verdict['claim'].says}", *said])
-    tables[part] = table(["claim", "points", "95 % interval", "p (Holm)", "holds"], lines)
+    if claims:
+        tables[part] = table(["claim", "points", "95 % interval", "p (Holm)", "holds"], lines)
     write_tables(page, tables)
     return "\n\n".join(f"{name}\n{shown}" for name, shown in tables.items())

@@ -109,7 +109,7 @@ def test_heads_train_with_what_they_name(trained, name):
     assert not torch.equal(model.temporal_model.layers[0].self_attn.q_proj.weight, theirs)
 
 
-@pytest.mark.parametrize("name", ["mote", "still"])
+@pytest.mark.parametrize("name", ["mote", "still", "structure"])
 def test_heads_trained_together_are_those_trained_alone(data, name):
     import heads
     import paired
@@ -150,6 +150,33 @@ def test_candidates_are_what_they_say(data):
     torch.testing.assert_close(
         attention.get_temporal_features(frames).last_hidden_state, still.temporal_model(frames)[0]
     )
+
+
+def test_development_heads_are_what_they_say(data):
+    """The part less that of the clip held still, and the distillation's loss, written out a second way."""
+    import heads
+
+    frames, labels = data.frame_embeds["train"][:6], data.labels["train"][:6]
+    attention, difference, structure = (
+        heads.paired_model(variant, 0, data).train()
+        for variant in (heads.ATTENTION, heads.DIFFERENCE, heads.STRUCTURE)
+    )
+    held = frames.mean(1, keepdim=True).repeat(1, 8, 1)
+    of_clip, of_held = (attention.temporal_model(each).last_hidden_state for each in (frames, held))
+    torch.testing.assert_close(difference.get_temporal_features(frames).last_hidden_state, of_clip - of_held)
+    assert difference.get_temporal_features(held).last_hidden_state.abs().max() < 1e-5
+
+    mixtures = dict(zip(("mixture", "merge_mixture"), heads.draws(attention, 0, 3), strict=True))
+    plain = attention(frame_embeds=frames, labels=labels, **mixtures).loss
+    torch.manual_seed(5)
+    added = structure(frame_embeds=frames, labels=labels, **mixtures).loss - plain
+    torch.manual_seed(5)
+    directions = torch.randn(200, data.width)
+    clip = torch.distributions.Categorical(logits=10 * F.cosine_similarity(frames.mean(1)[:, None], directions, -1))
+    video = (frames + of_clip).mean(1)
+    ours = torch.distributions.Categorical(logits=10 * F.cosine_similarity(video[:, None], directions, -1))
+    expected = 0.4 * torch.distributions.kl_divergence(clip, ours).mean()
+    torch.testing.assert_close(added, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_scores_are_the_models_own(data, mote):
