@@ -33,13 +33,14 @@ from worlds import ROOT, World, encode_world, load_world, quiet
 
 from modeling_mote.processing.files import write_whole
 
-PARTS = ("paired", "elsewhere", "candidates", "development", "stronger", "few", "survey", "worlds")
-PAIRED_PARTS = PARTS[:5]  # whose rows are those of `paired.py`
+PARTS = ("paired", "elsewhere", "candidates", "development", "stronger", "wide", "few", "survey", "worlds")
+PAIRED_PARTS = PARTS[:6]  # whose rows are those of `paired.py`
 CLAIMS = {
     "elsewhere": paired.CLAIMS,
     "candidates": paired.CANDIDATE_CLAIMS,
     "development": (),
     "stronger": paired.STRONGER_CLAIMS,
+    "wide": paired.WIDE_CLAIMS,
 }
 MOST_SEEDS = 16  # the exact test counts 2^n sign patterns
 
@@ -76,6 +77,8 @@ class Scale:
     candidates: tuple[paired.Elsewhere, ...] = paired.CANDIDATES_WHERE
     development: tuple[paired.Elsewhere, ...] = paired.DEVELOPMENT_WHERE
     stronger: tuple[paired.Elsewhere, ...] = paired.STRONGER_WHERE
+    wide: tuple[paired.Elsewhere, ...] = paired.WIDE_WHERE
+    wide_seeds: int = 7  # the fewest that can show two claims
     shots: tuple[int, ...] = (1, 2, 4, 8)
     survey_seeds: int = 5
     survey_steps: int = survey.STEPS
@@ -94,6 +97,8 @@ QUICK = Scale(
     candidates=SMALL_PLACES,
     development=SMALL_PLACES,
     stronger=SMALL_PLACES,
+    wide=(replace(SMALL_PLACES[0], width=128),),
+    wide_seeds=2,
     shots=(1, 2),
     survey_seeds=1,
     survey_steps=22,
@@ -146,17 +151,22 @@ class Ablation:
     def compute_stronger(self) -> None:
         self.compute_places("stronger", self.scale.stronger, ("attention", "mote", *paired.STRONGER))
 
+    def compute_wide(self) -> None:
+        self.compute_places("wide", self.scale.wide, paired.HEADS_WIDE, self.scale.wide_seeds)
+
     def compute_few(self) -> None:
         given = (self.scale.shots, self.output)
         calls = [(place, seed, *given) for place in self.scale.candidates for seed in range(self.scale.seeds)]
         rows = side_by_side(few_in_worlds.run_head, calls, self.processes, "heads")
         write_whole(self.rows["few"], json.dumps(rows, indent=1) + "\n")
 
-    def compute_places(self, part: str, places: Sequence[paired.Elsewhere], heads: Sequence[str]) -> None:
+    def compute_places(
+        self, part: str, places: Sequence[paired.Elsewhere], heads: Sequence[str], seeds: int | None = None
+    ) -> None:
         found = []
         for place in places:
             about, rows = self.run(
-                place.world, paired.units_elsewhere(place, heads, self.scale.seeds), part, place.title
+                place.world, paired.units_elsewhere(place, heads, seeds or self.scale.seeds), part, place.title
             )
             found.append((about | {"title": place.title}, rows))
         paired_report.keep_runs(found, self.rows[part])

@@ -434,6 +434,8 @@ def test_rule_of_the_world():
 
     unlearned, most, least = row(0.89, 0.5), row(0.95, 0.1), row(1.0, -0.2)
     assert survey.ranked([least, unlearned, most]) == [most, least, unlearned]
+    told = [each | {"probe": share} for each, share in ((unlearned, 0.1), (most, 0.6), (least, 0.5))]
+    assert survey.hardest(told)["lost"] == least["lost"]
 
 
 def test_row_of_other_settings_is_refused(tmp_path):
