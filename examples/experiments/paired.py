@@ -89,8 +89,8 @@ CANDIDATES_WHERE = (
     Elsewhere("new clips of the deciding run's classes", World(12, 2, 0.9, eval_videos_per_class=20), 400, 32, 1),
     Elsewhere("new clips of the demo's classes", World(24, 4, 0.0), 400, 32, 7),
 )
-# The world that the second rule of `survey.py` chooses, on new clips, with heads of four times the width. They are drawn
-# so that their feed-forwards are as large as the paper's rule makes those of width 512: sqrt(512 / 256).
+# The world that the second rule of `survey.py` chooses, on new clips, with heads of four times the width. They are
+# drawn so that their feed-forwards are as large as the paper's rule makes those of width 512: sqrt(512 / 256).
 HARD = World(12, 4, 0.0, eval_videos_per_class=10)
 WIDE_WHERE = (Elsewhere("twelve objects with four motions, heads of width 256", HARD, 400, 32, 1, 256, 1.41),)
 HEADS_WIDE = ("plain", "attention", "mote")
