@@ -49,7 +49,7 @@ DEVELOPMENT = {
 VARIANTS = HEADS | CANDIDATES | STRONGER | DEVELOPMENT
 TOGETHER = 10  # seeds of a head that are trained at once
 LENGTHS = (400, 1600)
-COMPILED_FROM = 800  # steps: fewer take less time than compiling
+COMPILED_FROM = 800 * 64  # steps times width: less takes less time than compiling
 # Drawing of the clips, and factor of the initial weights' standard deviation. The second, sqrt(512 / 64), gives a
 # width of 64 the feed-forwards that the paper's rule gives the 512 of ViT-B/16.
 BLOCKS = ((0, 1.0), (1, 1.0), (0, 2.83), (1, 2.83))
@@ -91,8 +91,8 @@ CANDIDATES_WHERE = (
 )
 # The world that the second rule of `survey.py` chooses, on new clips, with heads of four times the width. They are
 # drawn so that their feed-forwards are as large as the paper's rule makes those of width 512: sqrt(512 / 256).
-HARD = World(12, 4, 0.0, eval_videos_per_class=10)
-WIDE_WHERE = (Elsewhere("twelve objects with four motions, heads of width 256", HARD, 400, 32, 1, 256, 1.41),)
+HARD = World(6, 4, 0.0, eval_videos_per_class=20)
+WIDE_WHERE = (Elsewhere("six objects with four motions, heads of width 256", HARD, 400, 32, 1, 256, 1.41),)
 HEADS_WIDE = ("plain", "attention", "mote")
 # Where the next candidates were chosen.
 DEVELOPMENT_WHERE = (
@@ -199,7 +199,7 @@ def trained(units: Sequence[Unit], data: Data, world: World, output: Path, compi
     if len(new) == 1:
         fit(models[new[0]], {"frame_embeds": frames}, labels, steps, seeds[0], batch_size=size)
     elif new:
-        compiled, together = compiled and steps >= COMPILED_FROM, [models[place] for place in new]
+        compiled, together = compiled and steps * data.width >= COMPILED_FROM, [models[place] for place in new]
         fit_together(together, frames, labels, steps, seeds, batch_size=size, compiled=compiled)
     for place, (model, path) in enumerate(zip(models, paths, strict=True)):
         if place in new:
