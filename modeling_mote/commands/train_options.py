@@ -36,7 +36,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name: (default, kind of value or
     "still_penalty": (
         0.0,
         ANY,
-        "weight of what the temporal layers add to clips held still, as a loss; 0.3 was measured (docs/ablation.md)",
+        "weight of what the temporal layers add to clips held still, as a loss; 3 was measured (docs/ablation.md)",
     ),
     "ema": (None, SHARE, "decay of an average of the weights, which is then validated and saved"),
     "draws": ("shared", ("shared", "per-rank"), "experts and temperatures: one draw for all processes, or one each"),
