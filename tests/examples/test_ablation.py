@@ -499,6 +499,7 @@ def test_quick_run_resumes(tmp_path):
 # ------------------------------------------------------------------------------------------------- few clips in worlds
 
 
+@pytest.mark.slow
 def test_few_clips_in_worlds_are_measured_as_the_model_scores_them(data, mote, tmp_path):
     import few_in_worlds
     import worlds
