@@ -101,8 +101,12 @@ def run_head(place: Elsewhere, seed: int, shots: Sequence[int], output: Path) ->
 
 
 def by_place(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The splits of each head, by what a place's classes are."""
     titles = dict.fromkeys(row["title"] for row in rows)
-    return {title: [row["splits"] for row in rows if row["title"] == title] for title in titles}
+    return {
+        title.removeprefix("new clips of "): [row["splits"] for row in rows if row["title"] == title]
+        for title in titles
+    }
 
 
 def examples_table(rows: list[dict[str, Any]]) -> str:
@@ -175,8 +179,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes,
             (
                 ("top-1 %", "example clips per label"),
-                ("calibration error (ECE), %", "own clips per class to calibrate on; 0: trained classes'"),
-                ("calibration error (ECE), %", "labels in the list; calibrated on trained classes"),
+                ("calibration error (ECE), %", "own clips to calibrate on; 0: trained classes"),
+                ("calibration error (ECE), %", "labels in the list"),
             ),
             strict=True,
         ):
