@@ -96,7 +96,7 @@ QUICK = Scale(
     elsewhere=SMALL_PLACES,
     candidates=SMALL_PLACES,
     development=(),
-    stronger=SMALL_PLACES,
+    stronger=(),
     wide=(replace(SMALL_PLACES[0], width=128),),
     wide_seeds=2,
     shots=(1,),
