@@ -312,8 +312,10 @@ class MoTEConfig(_CheckedConfig, CLIPConfig):
             raise ValueError(
                 f"modulation_scope must be one of {', '.join(MODULATION_SCOPES)}; got {self.modulation_scope!r}."
             )
-        if self.still_penalty_weight < 0:
-            raise ValueError(f"still_penalty_weight must not be negative, got {self.still_penalty_weight}.")
+        if not 0 <= self.still_penalty_weight < math.inf:
+            raise ValueError(
+                f"still_penalty_weight must not be negative, and be a finite number, got {self.still_penalty_weight}."
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
         self.validate_problem_type()

@@ -468,9 +468,8 @@ class Clock:
         ticks = frame.pts
         if self._queue is not None:
             # A packet without a picture leaves its time behind; only those that the decoder holds back are waited for.
-            if len(self._queue) > 1:
-                for _ in range(len(self._queue) - 1 - self._stream.codec_context.reorder_depth):
-                    self._queue.popleft()
+            while len(self._queue) > self._stream.codec_context.reorder_depth + 1:
+                self._queue.popleft()
             ticks = self._queue.popleft() if self._queue else None
         if self.untimed:
             seconds = self._count / (self._rate or 25.0)

@@ -14,7 +14,7 @@ the tables of `ablation.md` and its pictures.
 import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -33,15 +33,8 @@ from worlds import ROOT, World, encode_world, load_world, quiet
 
 from modeling_mote.processing.files import write_whole
 
-PARTS = ("paired", "elsewhere", "candidates", "development", "stronger", "wide", "few", "survey", "worlds")
-PAIRED_PARTS = PARTS[:6]  # whose rows are those of `paired.py`
-CLAIMS = {
-    "elsewhere": paired.CLAIMS,
-    "candidates": paired.CANDIDATE_CLAIMS,
-    "development": (),
-    "stronger": paired.STRONGER_CLAIMS,
-    "wide": paired.WIDE_CLAIMS,
-}
+PAIRED_PARTS = ("paired", *paired.FAMILIES)  # whose rows are those of `paired.py`
+PARTS = (*PAIRED_PARTS, "few", "survey", "worlds")
 MOST_SEEDS = 16  # the exact test counts 2^n sign patterns
 
 
@@ -73,12 +66,7 @@ class Scale:
     seeds: int = 10
     lengths: tuple[int, ...] = paired.LENGTHS
     blocks: tuple[tuple[int, float], ...] = paired.BLOCKS
-    elsewhere: tuple[paired.Elsewhere, ...] = paired.ELSEWHERE
-    candidates: tuple[paired.Elsewhere, ...] = paired.CANDIDATES_WHERE
-    development: tuple[paired.Elsewhere, ...] = paired.DEVELOPMENT_WHERE
-    stronger: tuple[paired.Elsewhere, ...] = paired.STRONGER_WHERE
-    wide: tuple[paired.Elsewhere, ...] = paired.WIDE_WHERE
-    wide_seeds: int = 7  # the fewest that can show two claims
+    families: Mapping[str, paired.Family] = field(default_factory=lambda: paired.FAMILIES)
     shots: tuple[int, ...] = (1, 2, 4, 8)
     survey_seeds: int = 5
     survey_steps: int = survey.STEPS
@@ -87,18 +75,14 @@ class Scale:
 
 
 SMALL = World(6, 2, 0.9, train_videos_per_class=2, eval_videos_per_class=3)
-SMALL_PLACES = (paired.Elsewhere("small", SMALL, 11, 16),)
+PLACE = paired.Elsewhere("small", SMALL, 11, 16)
+SMALL_PLACES = {"elsewhere": (PLACE,), "candidates": (PLACE,), "wide": (replace(PLACE, width=128),)}
 QUICK = Scale(
     world=SMALL,
     seeds=2,
     lengths=(11, 22),
     blocks=((0, 1.0),),
-    elsewhere=SMALL_PLACES,
-    candidates=SMALL_PLACES,
-    development=(),
-    stronger=(),
-    wide=(replace(SMALL_PLACES[0], width=128),),
-    wide_seeds=2,
+    families={part: replace(each, where=SMALL_PLACES.get(part, ())) for part, each in paired.FAMILIES.items()},
     shots=(1,),
     survey_seeds=1,
     survey_steps=22,
@@ -133,41 +117,27 @@ class Ablation:
         return {part: self.folder / "ablation" / f"{part}.{suffix}" for part, suffix in suffixes.items()}
 
     def compute(self, part: str) -> None:
-        getattr(self, f"compute_{part}")()
+        if part in self.scale.families:
+            self.compute_family(part)
+        else:
+            getattr(self, f"compute_{part}")()
 
     def compute_paired(self) -> None:
         units = paired.units(self.scale.seeds, self.scale.lengths, self.scale.blocks)
         paired_report.keep_runs([self.run(self.scale.world, units, "paired", "trainings")], self.rows["paired"])
 
-    def compute_elsewhere(self) -> None:
-        self.compute_places("elsewhere", self.scale.elsewhere, paired.HEADS_ELSEWHERE)
-
-    def compute_candidates(self) -> None:
-        self.compute_places("candidates", self.scale.candidates, ("plain", "attention", "mote", *paired.CANDIDATES))
-
-    def compute_development(self) -> None:
-        self.compute_places("development", self.scale.development, ("attention", *paired.DEVELOPMENT))
-
-    def compute_stronger(self) -> None:
-        self.compute_places("stronger", self.scale.stronger, ("attention", "mote", *paired.STRONGER))
-
-    def compute_wide(self) -> None:
-        self.compute_places("wide", self.scale.wide, paired.HEADS_WIDE, self.scale.wide_seeds)
-
     def compute_few(self) -> None:
-        given = (self.scale.shots, self.output)
-        calls = [(place, seed, *given) for place in self.scale.candidates for seed in range(self.scale.seeds)]
+        given, places = (self.scale.shots, self.output), self.scale.families["candidates"].where
+        calls = [(place, seed, *given) for place in places for seed in range(self.scale.seeds)]
         rows = side_by_side(few_in_worlds.run_head, calls, self.processes, "heads")
         write_whole(self.rows["few"], json.dumps(rows, indent=1) + "\n")
 
-    def compute_places(
-        self, part: str, places: Sequence[paired.Elsewhere], heads: Sequence[str], seeds: int | None = None
-    ) -> None:
-        found = []
-        for place in places:
-            about, rows = self.run(
-                place.world, paired.units_elsewhere(place, heads, seeds or self.scale.seeds), part, place.title
-            )
+    def compute_family(self, part: str) -> None:
+        family, found = self.scale.families[part], []
+        seeds = range(min(self.scale.seeds, family.seeds))
+        for place in family.where:
+            units = [paired.unit_elsewhere(place, head, seed) for head in family.heads for seed in seeds]
+            about, rows = self.run(place.world, units, part, place.title)
             found.append((about | {"title": place.title}, rows))
         paired_report.keep_runs(found, self.rows[part])
 
@@ -218,7 +188,7 @@ class Ablation:
             runs = [paired_report.Run(*run) for run in paired_report.kept(rows)]
             if part == "paired":
                 return paired_report.report(runs[0], page, rows.parent)
-            return paired_report.report_places(runs, part, CLAIMS[part], page)
+            return paired_report.report_places(runs, part, self.scale.families[part].claims, page)
         found = json.loads(rows.read_text(encoding="utf-8"))
         if part == "few":
             return few_in_worlds.report(found, self.folder / "few_in_worlds.md", rows.with_suffix(".png"))

@@ -28,14 +28,7 @@ LISTS = 4  # random lists of each length
 SHOWN = ("top-1", "ECE", "AUROC listed", "coverage", "set size")
 
 
-class Scorer(scores.Encoder):
-    """Cosines of a model that is there already."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-
-def splits_of(model: Any, data: Data, split: str) -> scores.Split:
+def split_of(model: Any, data: Data, split: str) -> scores.Split:
     """A split's clips as a head sees them."""
     names, frames = data.names(split), data.frame_embeds[split]
     with torch.no_grad():
@@ -49,10 +42,10 @@ def measure(model: Any, data: Data, pool: Data, seed: int, shots: Sequence[int])
     Calibrations are fitted on the trained classes' clips of the pool (`trained`), and on K clips per class of the
     split itself; with the former, lists of 2, 6 and 20 labels are scored too.
     """
-    scorer, found = Scorer(model), {}
-    known = scorer.fit(splits_of(model, pool, "test"))
+    scorer, found = scores.Encoder(model), {}
+    known = scorer.fit(split_of(model, pool, "test"))
     for name in SPLIT_TITLES:
-        split, own = splits_of(model, data, name), splits_of(model, pool, name)
+        split, own = split_of(model, data, name), split_of(model, pool, name)
         whole = scores.whole_list(scorer, split, torch.empty(0, data.width), None)
         few = few_clips.Split(split.names, split.classes, split.frames, split.labels, own.frames, own.labels)
         drawn = {shot: few.draw(shot, seed) for shot in shots}
@@ -81,7 +74,7 @@ def average(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def run_head(place: Elsewhere, seed: int, shots: Sequence[int], output: Path) -> dict[str, Any]:
     """The row of one head, from disk or computed."""
-    unit = paired.units_elsewhere(place, ("mote",), seed + 1)[seed]
+    unit = paired.unit_elsewhere(place, "mote", seed)
     world = replace(place.world, seed=place.data_seed)
     path = output / "few" / world.name / f"{unit.name}-{max(shots)}shots.json"
     if not path.is_file():

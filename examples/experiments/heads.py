@@ -238,8 +238,10 @@ def fit_together(
     def losses(heads: dict[str, torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
         return vmap(loss, randomness="same")(heads, *inputs).sum()
 
-    torch.compiler.reset()  # else those of earlier heads count against the limit of what is compiled
-    sum_of = torch.compile(losses) if compiled else losses
+    sum_of: Callable[..., torch.Tensor] = losses
+    if compiled:
+        torch.compiler.reset()  # else those of earlier heads count against the limit of what is compiled
+        sum_of = torch.compile(losses)
 
     def loss_of(step: int) -> torch.Tensor:
         batches = torch.stack([next(order) for order in orders])

@@ -18,9 +18,20 @@ from typing import Any
 import heads
 import numpy as np
 import torch
-import torch.nn.functional as F
 from heads import Variant, fit, fit_together, modulated, paired_model, temporal_part
-from worlds import COLUMNS, SPLITS, Data, World, load_world, plain_clip, quiet, right_answers, score, unmodulated
+from worlds import (
+    COLUMNS,
+    SPLITS,
+    Data,
+    World,
+    load_world,
+    plain_clip,
+    probe,
+    quiet,
+    right_answers,
+    score,
+    unmodulated,
+)
 
 from modeling_mote.processing.builders import MovingShapes
 from modeling_mote.processing.files import write_whole
@@ -35,7 +46,7 @@ HEADS: dict[str, Variant] = {
     "no_merging": heads.NO_MERGING,
     "mote": heads.MOTE,
 }
-# Something better than the paper's?
+# Something better than the paper's? First, later, and where the later ones were chosen.
 CANDIDATES = {"still": heads.STILL, "still_mote": heads.STILL_MOTE, "centred": heads.CENTRED}
 STRONGER = {"still_strong": heads.STILL_STRONG, "still_strong_mote": heads.STILL_STRONG_MOTE}
 DEVELOPMENT = {
@@ -78,35 +89,6 @@ class Elsewhere:
     init_scale: float = 1.0
 
 
-# Does it hold in the world that the rule of `survey.py` put second, and in the demo's, by the demo's recipe?
-ELSEWHERE = (
-    Elsewhere("half as many objects", World(6, 2, 0.9, eval_videos_per_class=20), 400, 32),
-    Elsewhere("the demo's world and recipe", World(24, 4, 0.0), 600, 64),
-)
-HEADS_ELSEWHERE = ("plain", "control", "attention", "mote")
-# Where the candidates are looked at, once: drawings of the clips that no choice was made on.
-CANDIDATES_WHERE = (
-    Elsewhere("new clips of the deciding run's classes", World(12, 2, 0.9, eval_videos_per_class=20), 400, 32, 1),
-    Elsewhere("new clips of the demo's classes", World(24, 4, 0.0), 400, 32, 7),
-)
-# The world that the second rule of `survey.py` chooses, on new clips, with heads of four times the width. They are
-# drawn so that their feed-forwards are as large as the paper's rule makes those of width 512: sqrt(512 / 256).
-HARD = World(6, 4, 0.0, eval_videos_per_class=20)
-WIDE_WHERE = (Elsewhere("six objects with four motions, heads of width 256", HARD, 400, 32, 1, 256, 1.41),)
-HEADS_WIDE = ("plain", "attention", "mote")
-# Where the next candidates were chosen.
-DEVELOPMENT_WHERE = (
-    Elsewhere("the demo's classes", World(24, 4, 0.0), 400, 32, 3),
-    Elsewhere("the deciding run's classes", World(12, 2, 0.9, eval_videos_per_class=20), 400, 32, 4),
-)
-# Where the stronger penalty is looked at, once: new clips again, longer training, and a kind of world on which nothing
-# was chosen at all.
-STRONGER_WHERE = (
-    Elsewhere("the demo's classes", World(24, 4, 0.0), 400, 32, 8),
-    Elsewhere("the demo's classes, 1,600 steps", World(24, 4, 0.0), 1600, 32, 8),
-    Elsewhere("half as many objects", World(12, 4, 0.0, eval_videos_per_class=10), 400, 32, 8),
-    Elsewhere("the deciding run's classes", World(12, 2, 0.9, eval_videos_per_class=20), 400, 32, 2),
-)
 CLAIMS = (
     Claim("mote", "plain", "MoTE is above the plain head"),
     Claim("mote", "control", "MoTE is above one expert with the same losses"),
@@ -138,11 +120,81 @@ STRONGER_CLAIMS = tuple(
     )
     for column, where in (("trade_off", ""), ("motions", " on unseen motions"))
 )
-# Fixed before any wide head was trained.
-WIDE_CLAIMS = (
-    Claim("mote", "plain", "MoTE is above the plain head"),
-    Claim("mote", "attention", "MoTE is above attention alone"),
-)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Heads that are compared in other worlds.
+
+    Args:
+        where: the worlds.
+        heads: names of the heads.
+        claims: of which those about these heads are tested together.
+        seeds: the most that are trained.
+    """
+
+    where: tuple[Elsewhere, ...]
+    heads: tuple[str, ...]
+    claims: tuple[Claim, ...] = CLAIMS
+    seeds: int = 10
+
+
+# The deciding run's classes, which a cue in the frames tells, and the demo's, which it does not.
+DECIDING, DEMO = World(12, 2, 0.9, eval_videos_per_class=20), World(24, 4, 0.0)
+FAMILIES = {
+    # Does it hold in the world that the rule of `survey.py` put second, and in the demo's, by the demo's recipe?
+    "elsewhere": Family(
+        (
+            Elsewhere("half as many objects", World(6, 2, 0.9, eval_videos_per_class=20), 400, 32),
+            Elsewhere("the demo's world and recipe", DEMO, 600, 64),
+        ),
+        ("plain", "control", "attention", "mote"),
+    ),
+    # Where the candidates are looked at, once: drawings of the clips that no choice was made on.
+    "candidates": Family(
+        (
+            Elsewhere("new clips of the deciding run's classes", DECIDING, 400, 32, 1),
+            Elsewhere("new clips of the demo's classes", DEMO, 400, 32, 7),
+        ),
+        ("plain", "attention", "mote", *CANDIDATES),
+        CANDIDATE_CLAIMS,
+    ),
+    # Where the next candidates were chosen.
+    "development": Family(
+        (
+            Elsewhere("the demo's classes", DEMO, 400, 32, 3),
+            Elsewhere("the deciding run's classes", DECIDING, 400, 32, 4),
+        ),
+        ("attention", *DEVELOPMENT),
+        (),
+    ),
+    # Where the stronger penalty is looked at, once: new clips again, longer training, and a kind of world on which
+    # nothing was chosen at all.
+    "stronger": Family(
+        (
+            Elsewhere("the demo's classes", DEMO, 400, 32, 8),
+            Elsewhere("the demo's classes, 1,600 steps", DEMO, 1600, 32, 8),
+            Elsewhere("half as many objects", World(12, 4, 0.0, eval_videos_per_class=10), 400, 32, 8),
+            Elsewhere("the deciding run's classes", DECIDING, 400, 32, 2),
+        ),
+        ("attention", "mote", *STRONGER),
+        STRONGER_CLAIMS,
+    ),
+    # The world that the second rule of `survey.py` chooses, on new clips, with heads of four times the width. They are
+    # drawn so that their feed-forwards are as large as the paper's rule makes those of width 512: sqrt(512 / 256).
+    # Seven seeds are the fewest that can show two claims.
+    "wide": Family(
+        (
+            Elsewhere(
+                "six objects with four motions, heads of width 256",
+                World(6, 4, 0.0, eval_videos_per_class=20),
+                *(400, 32, 1, 256, 1.41),
+            ),
+        ),
+        ("plain", "attention", "mote"),
+        seeds=7,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -173,12 +225,9 @@ def units(seeds: int, lengths: Sequence[int] = LENGTHS, blocks: Sequence[tuple[i
     ]
 
 
-def units_elsewhere(place: Elsewhere, heads: Sequence[str], seeds: int) -> list[Unit]:
-    """The units of heads in another world."""
-    return [
-        Unit(head, seed, place.steps, place.data_seed, place.init_scale, place.batch_size, place.width)
-        for head, seed in itertools.product(heads, range(seeds))
-    ]
+def unit_elsewhere(place: Elsewhere, head: str, seed: int) -> Unit:
+    """A unit in another world."""
+    return Unit(head, seed, place.steps, place.data_seed, place.init_scale, place.batch_size, place.width)
 
 
 # ------------------------------------------------------------------------------------------------------------ one unit
@@ -302,26 +351,6 @@ def unit_of(row: dict[str, Any]) -> Unit:
 
 
 # ---------------------------------------------------------------------------------------------------- beside the units
-
-
-def probe(data: Data) -> float:
-    """Top-1 on trained classes of a linear classifier of the mean frame, which knows nothing of time."""
-    mean_frames = {split: F.normalize(data.frame_embeds[split].mean(1), dim=-1) for split in ("train", "test")}
-    classifier = torch.nn.Linear(mean_frames["train"].shape[1], len(data.classes["train"]))
-    torch.nn.init.zeros_(classifier.weight)
-    torch.nn.init.zeros_(classifier.bias)
-    optimizer = torch.optim.LBFGS(classifier.parameters(), max_iter=300, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(classifier(mean_frames["train"]), data.labels["train"])
-        value = value + 1e-4 * classifier.weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)  # type: ignore[arg-type]
-    found = classifier(mean_frames["test"]).argmax(-1)
-    return (found == data.labels["test"]).double().mean().item()
 
 
 def reference(data: Data) -> dict[str, Any]:

@@ -411,9 +411,10 @@ def report_places(runs: list[Run], part: str, claims: Sequence[Claim], page: Pat
     for place, run in enumerate(runs):
         shared = [claim for claim in claims if {claim.ours, claim.other} <= set(run.heads)]
         planned += len(shared) * len(run.all_lengths)
-        for init in run.inits:
-            for steps in run.lengths(init):
-                tables[f"{part}_{place}"] = heads_table(run, init, steps)
+        for init in run.inits:  # one, or none while nothing is computed
+            if not run.lengths(init):
+                continue
+            tables[f"{part}_{place}"] = heads_table(run, init, run.lengths(init)[0])
             found += [(run, verdict) for verdict in verdicts(run, init, shared)]
     lines = []
     values = [verdict["p"] for _, verdict in found]

@@ -69,12 +69,12 @@ class Encoder:
     """Features of clips, and cosines as the pipeline computes them: modulated for each list of labels anew.
 
     Args:
-        folder: of the checkpoint.
+        model: that scores them.
+        processor: the model's, to read clips and labels; features and cosines need none.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.model, self.processor = load_checkpoint(folder)
-        self.model.merge_experts()
+    def __init__(self, model: Any, processor: Any = None) -> None:
+        self.model, self.processor = model, processor
 
     def texts(self, names: Sequence[str]) -> torch.Tensor:
         """Text features of labels, [c, d]."""
@@ -223,7 +223,8 @@ def main() -> None:
     parser.add_argument("--unlike", help="folder of videos that show something else")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    encoder = Encoder(options.model)
+    encoder = Encoder(*load_checkpoint(options.model))
+    encoder.model.merge_experts()
     other = None if options.unlike is None else encoder.of_files(options.unlike)
     none = torch.empty(0, encoder.model.config.projection_dim)
     validation = encoder.of_split("validation")

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from heads import ATTENTION, CONTROL, EXPERTS, MOTE, PLAIN, Variant, fit, modulated, new_model, temporal_part
-from paired import probe
 from transformers import CLIPModel
 from worlds import (
     CLIP,
@@ -27,6 +26,7 @@ from worlds import (
     encode_world,
     load_world,
     plain_clip,
+    probe,
     quiet,
     read_clips,
     score,

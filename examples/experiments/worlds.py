@@ -219,6 +219,26 @@ def plain_clip(data: Data) -> dict[str, float]:
     return score(lambda split, candidates: F.normalize(data.frame_embeds[split].mean(1), dim=-1) @ candidates.T, data)
 
 
+def probe(data: Data) -> float:
+    """Top-1 on trained classes of a linear classifier of the mean frame, which knows nothing of time."""
+    mean_frames = {split: F.normalize(data.frame_embeds[split].mean(1), dim=-1) for split in ("train", "test")}
+    classifier = torch.nn.Linear(mean_frames["train"].shape[1], len(data.classes["train"]))
+    torch.nn.init.zeros_(classifier.weight)
+    torch.nn.init.zeros_(classifier.bias)
+    optimizer = torch.optim.LBFGS(classifier.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(classifier(mean_frames["train"]), data.labels["train"])
+        value = value + 1e-4 * classifier.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    found = classifier(mean_frames["test"]).argmax(-1)
+    return (found == data.labels["test"]).double().mean().item()
+
+
 def unmodulated(moved: dict[str, torch.Tensor], data: Data) -> Cosines:
     """Cosines of e + h, of the temporal part [n, d] per split."""
 

@@ -223,6 +223,7 @@ def test_too_old_a_transformers_is_named(monkeypatch):
         ({"modulation_temperature": 0.0}, "modulation_temperature must be positive"),
         ({"label_smoothing": 1.0}, "label_smoothing must be in"),
         ({"still_penalty_weight": -0.1}, "still_penalty_weight must not be negative"),
+        ({"still_penalty_weight": math.nan}, "still_penalty_weight must not be negative"),
         ({"merge_temperatures": []}, "merge_temperatures must hold"),
         ({"merge_temperatures": [0]}, "merge_temperatures must hold"),
         ({"merge_temperatures": [math.nan]}, "merge_temperatures must hold"),

@@ -25,8 +25,11 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_mote.processing import video_decoding
 from modeling_mote.processing.frame_sampling import sample_indices
 from modeling_mote.processing.video_decoding import VideoDecodeError, decode_video, probe_video
+from modeling_mote.processing.video_file import WHOLE
+from modeling_mote.processing.video_source import Source
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -184,6 +187,17 @@ def test_variable_frame_rate(tmp_path: Path, name: str) -> None:
     expected = sequential(path)
     assert len(expected) == 30
     assert_exact(path, expected)
+
+
+def test_frames_in_order_are_held_once(tmp_path: Path, write_video: Callable[..., Path]) -> None:
+    path = write_video(tmp_path / "clip.mp4")
+    every = np.stack(sequential(path))
+    found = video_decoding._decode(Source(path), WHOLE, np.array([0, 3, 5]), None, False)
+    given = found.stacked(np.array([0, 3, 5]))
+    np.testing.assert_array_equal(given, every[[0, 3, 5]])
+    assert all(np.shares_memory(image, given) for image in found.images.values())
+    for indices in ([5, 0, 0], [3, 0], [0, 0, 3]):  # in another order, or repeated: copies
+        np.testing.assert_array_equal(decode_video(path, indices)[0], every[indices])
 
 
 def test_a_title_that_is_not_utf8(tmp_path: Path, write_video: Callable[..., Path]) -> None:
